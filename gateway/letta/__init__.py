@@ -1,0 +1,1 @@
+"""Everything that speaks to Letta, and the only place that does."""

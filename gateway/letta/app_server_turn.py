@@ -1,0 +1,305 @@
+"""One turn over the App Server's WebSocket: the input, the frames that answer it, and how it is stopped.
+
+A turn may take several runs on Letta (one per step of the agent), each with a stop reason of its own; what ends it is
+``turn_finished``. Inputs that wait for another turn on the same conversation would be merged into one run: the
+registry lets one turn at a time through, and an input that has to wait for somebody else's turn is heard from the
+moment that it is accepted.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway.errors import ConversationBusy, GatewayError, TurnCancelled, UpstreamTimeout, UpstreamTruncated
+from gateway.letta import app_server_wire as wire
+from gateway.letta import failures
+from gateway.letta.app_server_socket import Socket, gone, new_request_id
+from gateway.letta.app_server_wire import Incoming, Runtime
+from gateway.letta.backend import Ready, Take, always_ready
+from gateway.letta.deadlines import TurnDeadlines
+from gateway.letta.delivery import Delivery
+from gateway.letta.frames import FrameDecoder
+from gateway.translation.agent_events import Batch, Failure, Stop
+from gateway.translation.agent_turn import AgentTurn
+
+if TYPE_CHECKING:
+    from gateway.letta.app_server import AppServerBackend
+
+MOST_WAITING: Final = 1_048_576
+"""Bytes of frames that may wait for a slow client; the socket is shared, so it cannot be held back for one of them."""
+ACCEPT: Final = 10.0
+"""Seconds for an input to be accepted before it can be stopped."""
+QUEUED: Final = 5.0
+"""Seconds that an input stays in the server's queue at a time."""
+SETTLE: Final = 3.0
+"""Seconds for an aborted turn to end."""
+
+
+class AppServerTurn:
+    """A ``RunningTurn`` of an ``AppServerBackend``."""
+
+    def __init__(self, backend: "AppServerBackend", turn: AgentTurn) -> None:
+        self._backend = backend
+        self._turn = turn
+        self._runtime: Runtime | None = None
+        self._request_id = new_request_id()
+        self._frames = FrameDecoder(by_step=True)
+        self._delivery = Delivery()
+        self._waiting: deque[tuple[Batch, int]] = deque()
+        self._waiting_bytes = 0
+        self._is_flooded = False
+        self._deadlines: TurnDeadlines | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._socket: Socket | None = None
+        self._queue_item: str | None = None
+        self._is_withdrawn = False
+        self._is_sent = False
+        self._news = asyncio.Event()
+        self._accepted = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._error: Exception | None = None
+        self._is_closed = False
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether Letta is done with the turn, or never had it."""
+        return self._finished.is_set() or not self._is_sent
+
+    async def open(self) -> None:
+        """Send the turn and wait for the server to start it; raises ``ConversationBusy`` while it does not."""
+        self._raise_error()
+        self._begin_anew()
+        if self._deadlines is not None:
+            self._deadlines.stop()
+        self._deadlines = TurnDeadlines(self._backend.config.limits, self.abort)
+        self._opening = self._backend.tasks.spawn(self._start(), "turn")
+        try:
+            await asyncio.shield(self._opening)
+        except asyncio.CancelledError:
+            if self._opening.cancelled():
+                self._raise_error()
+            raise
+        if not self._accepted.is_set():  # what went wrong since then is for ``deliver``, after what came before it
+            self._raise_error()
+
+    def _begin_anew(self) -> None:
+        self._request_id = new_request_id()
+        self._queue_item = None
+        self._is_withdrawn = False
+        self._is_sent = False
+        for event in (self._news, self._accepted, self._finished):
+            event.clear()
+
+    def abort(self, error: GatewayError) -> None:
+        """End ``open`` or ``deliver`` with this error."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._delivery.fail(error)
+        if self._opening is not None:
+            self._opening.cancel()
+
+    async def deliver(self, take: Take, ready: Ready) -> None:
+        """Hand over the batches, one for each frame that has any, from where the turn stands."""
+        await self._delivery.run(take, ready, self._hand_on)
+
+    async def cancel(self) -> None:
+        """Abort the turn on the server, and see it end.
+
+        An aborted turn whose model is silent ends only when that says something, and until then no other one starts
+        on its conversation (letta 0.34.12): the agent goes on in a copy of it.
+        """
+        socket, runtime = self._socket, self._runtime
+        if self.ended or socket is None or runtime is None:
+            return
+        if not self._accepted.is_set() and await self._take_back(socket, runtime):
+            return
+        await socket.ask(wire.Abort(request_id=new_request_id(), runtime=runtime), SETTLE)
+        try:
+            async with asyncio.timeout(SETTLE):
+                await self._finished.wait()
+        except TimeoutError:
+            await self._backend.leave_thread(runtime)
+
+    async def drain(self) -> None:
+        """Let the turn go on to its end, unheard."""
+        if self.ended:
+            return
+        self._is_flooded = False
+        await self.deliver(_unheard, always_ready)
+
+    def close(self) -> None:
+        """Hear no more of it."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._deadlines is not None:
+            self._deadlines.stop()
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._socket is not None and self._runtime is not None:
+            self._socket.forget(self._runtime, self)
+        self._backend.metrics.skipped_frames.inc(self._frames.unknown)
+
+    # What the socket tells -------------------------------------------------------------------------------------------
+
+    def heard(self, frame: Incoming, size: int) -> None:
+        """Take a frame of the conversation; what comes before the input is accepted belongs to another turn."""
+        match frame.type:
+            case "stream_delta":
+                if self._accepted.is_set() and frame.subagent_id is None:
+                    self._decode(frame.delta, size)
+            case "input_accepted":
+                if frame.request_id == self._request_id and frame.accepted and frame.disposition != "queued":
+                    self._accept()
+            case "turn_finished":
+                if self._accepted.is_set():
+                    self._finish(frame)
+            case "update_queue":
+                self._look_at_queue(frame)
+            case _:
+                return
+
+    def lost(self) -> None:
+        """Learn that the socket is gone, and the turn with it."""
+        if self._finished.is_set():
+            return
+        self._finished.set()
+        self._accept()
+        self._end(UpstreamTruncated(should_retry=False))
+
+    def _accept(self) -> None:
+        self._accepted.set()
+        self._news.set()
+
+    def _decode(self, delta: msgspec.Raw, size: int) -> None:
+        if self._finished.is_set() or self._error is not None:
+            return
+        batch: Batch = []
+        try:
+            self._frames.decode(bytes(delta), batch)
+        except GatewayError as error:
+            self._end(error)
+            return
+        if not batch:
+            return
+        if self._deadlines is not None:
+            self._deadlines.silent = False
+        if self._is_flooded:
+            return
+        self._waiting.append((batch, size))
+        self._waiting_bytes += size
+        self._hand_on()
+        if self._waiting_bytes > MOST_WAITING:
+            self._is_flooded = True
+            self._waiting.clear()
+            self._waiting_bytes = 0
+
+    def _finish(self, frame: Incoming) -> None:
+        if self._finished.is_set():
+            return
+        self._finished.set()
+        self._waiting.append(([_end(frame.stop_reason, frame.error or self._frames.trouble)], 0))
+        self._hand_on()
+
+    def _look_at_queue(self, frame: Incoming) -> None:
+        for item in frame.queue:
+            if item.client_message_id == self._request_id:
+                self._queue_item = item.id
+                self._news.set()
+        for removed in frame.removed:
+            if removed.client_message_id != self._request_id:
+                continue
+            if removed.disposition == "dequeued":
+                self._accept()
+            elif not self._accepted.is_set() and not self._is_withdrawn:
+                self._finished.set()
+                self._accept()
+                self._end(TurnCancelled(should_retry=False))
+
+    # The way out -----------------------------------------------------------------------------------------------------
+
+    def _hand_on(self) -> None:
+        delivery, waiting = self._delivery, self._waiting
+        if self._is_flooded and delivery.takes:
+            delivery.fail(ConnectionResetError("the client takes too little"))
+        while waiting and delivery.takes:
+            batch, size = waiting.popleft()
+            self._waiting_bytes -= size
+            delivery.hand(batch)
+        if waiting or not delivery.takes:
+            return
+        if self._error is not None:
+            delivery.fail(self._error)
+        elif self._finished.is_set():
+            delivery.end()
+
+    def _end(self, error: Exception) -> None:
+        """End the delivery with this error, after what is still to be handed over."""
+        if self._error is None:
+            self._error = error
+        self._hand_on()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _start(self) -> None:
+        agent_id = self._turn.agent_id
+        socket, runtime = self._socket, self._runtime = await self._backend.thread_of(agent_id)
+        command = wire.input_of(self._turn, runtime, self._request_id, self._backend.tools_of(agent_id))
+        if socket.is_lost:
+            raise gone()
+        socket.hear(runtime, self)
+        self._is_sent = True
+        reply = await self._backend.reply(socket, command, self._backend.config.limits.turn)
+        if not (reply.success and reply.accepted):
+            self._finished.set()
+            self._accept()
+            raise failures.of_refusal(reply.error)
+        if not self._accepted.is_set():
+            await self._wait_for_another(socket, runtime)
+
+    async def _wait_for_another(self, socket: Socket, runtime: Runtime) -> None:
+        """Wait while the server is at another turn of this conversation; take the input back when that takes long.
+
+        It may be one that was aborted while its model was silent: until that says something, the server neither ends
+        the turn nor starts another one (letta 0.34.12).
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(QUEUED):
+                await self._accepted.wait()
+                return
+        try:
+            taken_back = await self._take_back(socket, runtime)
+        except TimeoutError:
+            raise UpstreamTimeout("The Letta server holds the message back.", should_retry=False) from None
+        if taken_back and not socket.is_lost:
+            raise ConversationBusy
+
+    async def _take_back(self, socket: Socket, runtime: Runtime) -> bool:
+        """Take back an input that waits for another turn; False where its own turn came meanwhile."""
+        async with asyncio.timeout(ACCEPT):
+            await self._news.wait()
+            if self._queue_item is not None and not self._accepted.is_set():
+                command = wire.RemoveQueued(request_id=new_request_id(), runtime=runtime, item_id=self._queue_item)
+                self._is_withdrawn = True
+                if (await self._backend.reply(socket, command, ACCEPT)).success:
+                    self._finished.set()
+                    return True
+            await self._accepted.wait()
+        return self._finished.is_set()
+
+
+def _end(reason: str | None, trouble: str) -> Stop | Failure:
+    good = failures.good_stop(reason)
+    if good is not None:
+        return Stop(good)
+    return Stop("refusal") if failures.is_refusal(trouble) else Failure(failures.of_finish(reason, trouble))
+
+
+def _unheard(_: Batch) -> bool:
+    return True

@@ -1,0 +1,303 @@
+"""The App Server's WebSocket frames, as far as they are used.
+
+From its own types (``protocol_v2.d.ts`` of letta 0.34.12) and recordings. Commands carry a ``request_id`` that their
+replies carry too; events of a turn carry the ``runtime`` (agent and conversation) that they belong to. A command that
+the server does not know is ignored without a word, so every request needs a deadline.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+from gateway.letta.backend import Agent
+from gateway.letta.wire import ImageContent, TextContent, content_of
+from gateway.translation.agent_turn import AgentTurn
+
+THREAD: Final = "Letta Gateway"
+"""The summary by which an agent's own thread is found again: the newest of its conversations that has it.
+
+The thread that every agent has from the beginning, ``default``, will not do: a local server takes one run at a time
+for each conversation id, and all agents' threads have that same one, so a second agent's turn fails with
+``Conversation default already has an active run`` while the first one speaks (letta 0.34.12).
+"""
+
+
+class Runtime(Struct, frozen=True):
+    """What a turn runs on."""
+
+    agent_id: str
+    conversation_id: str
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+class Command(Struct, tag_field="type", kw_only=True, omit_defaults=True):
+    """What every command has."""
+
+    request_id: str
+
+
+class ServerInfo(Command, tag="app_server_info"):
+    """Ask who is there."""
+
+
+class ListQuery(Struct, omit_defaults=True):
+    """Which agents are listed."""
+
+    limit: int
+    after: str | None = None
+    query_text: str | None = None
+
+
+class ListAgents(Command, tag="agent_list"):
+    """Ask for a page of agents."""
+
+    query: ListQuery
+
+
+class ConversationsQuery(Struct, omit_defaults=True):
+    """How many conversations are listed, of all agents."""
+
+    limit: int
+    summary_search: str
+
+
+class ListConversations(Command, tag="conversation_list"):
+    """Ask for the conversations."""
+
+    query: ConversationsQuery
+
+
+class ForkConversation(Command, tag="conversation_fork"):
+    """Make a conversation that goes on from where another one stands; it has the same summary."""
+
+    conversation_id: str
+
+
+class AgentBody(Struct, omit_defaults=True):
+    """What an agent is made of, or is to become."""
+
+    name: str | None = None
+    model: str | None = None
+    description: str | None = None
+
+
+class CreateAgent(Command, tag="agent_create"):
+    """Make an agent."""
+
+    body: AgentBody
+
+
+class UpdateAgent(Command, tag="agent_update"):
+    """Change an agent."""
+
+    agent_id: str
+    body: AgentBody
+
+
+class ListModels(Command, tag="list_models"):
+    """Ask which models its providers offer."""
+
+
+class ConnectProvider(Command, tag="connect_provider"):
+    """Connect a provider of models; ``fields`` are its own: ``apiKey``, ``baseUrl``."""
+
+    provider_id: str
+    fields: dict[str, str]
+    target: Literal["local", "api"] = "local"
+
+
+class ClientInfo(Struct, frozen=True):
+    """Who speaks to the server, for its log."""
+
+    name: str = "letta-gateway"
+
+
+class ConversationBody(Struct, frozen=True):
+    """What a conversation is to be."""
+
+    agent_id: str
+    summary: str = THREAD
+
+
+class CreateConversation(Command, tag="conversation_create"):
+    """Make a conversation."""
+
+    body: ConversationBody
+
+
+class StartRuntime(Command, tag="runtime_start", omit_defaults=False):
+    """Subscribe this socket to a conversation.
+
+    ``unrestricted`` means that no tool waits for a person's permission: which tools there are is for the turn to say.
+    """
+
+    agent_id: str
+    conversation_id: str
+    mode: str = "unrestricted"
+    recover_approvals: bool = False
+    force_device_status: bool = False
+    client_info: ClientInfo = ClientInfo()
+
+
+class UserMessage(Struct):
+    """What the user says."""
+
+    content: str | list[TextContent | ImageContent]
+    client_message_id: str
+    role: str = "user"
+
+
+class Toolset(Struct, frozen=True):
+    """The server's own tools that a turn starts from, and those added to them."""
+
+    base: str
+    include: tuple[str, ...] = ()
+
+
+class InputPayload(Struct):
+    """A turn's message, and the tools of the server's machine that it may use: none but those allowed here."""
+
+    messages: list[UserMessage]
+    client_tool_allowlist: tuple[str, ...]
+    client_toolset: Toolset
+    kind: str = "create_message"
+    exclude_interactive_tools: bool = True
+
+
+class Input(Command, tag="input"):
+    """Start a turn."""
+
+    runtime: Runtime
+    payload: InputPayload
+
+
+class Abort(Command, tag="abort_message"):
+    """Stop the turn of a conversation."""
+
+    runtime: Runtime
+
+
+class RemoveQueued(Command, tag="remove_queue_item"):
+    """Take back an input that still waits for another turn."""
+
+    runtime: Runtime
+    item_id: str
+
+
+# Frames --------------------------------------------------------------------------------------------------------------
+
+
+class QueueItem(Struct):
+    """An input that waits for another turn on its conversation."""
+
+    id: str = ""
+    client_message_id: str | None = None
+
+
+class Unqueued(Struct):
+    """An input that waits no longer: its turn came, or it was taken out."""
+
+    client_message_id: str = ""
+    disposition: str = ""
+
+
+class Incoming(Struct):
+    """Any frame: which fields it has depends on its type."""
+
+    type: str = ""
+    request_id: str | None = None
+    runtime: Runtime | None = None
+    delta: Raw = Raw()
+    stop_reason: str | None = None
+    error: str | None = None
+    accepted: bool | None = None
+    disposition: str | None = None
+    subagent_id: str | None = None
+    queue: list[QueueItem] = []
+    removed: list[Unqueued] = []
+
+
+class Reply(Struct):
+    """What every reply says."""
+
+    success: bool = True
+    accepted: bool = True
+    error: str | None = None
+
+
+class AgentRow(Struct):
+    """An agent; the local server tells no time of creation."""
+
+    id: str
+    name: str
+    model: str | None = None
+    description: str | None = None
+
+    def agent(self) -> Agent:
+        """Return the agent; 0 stands for a time that is not told."""
+        return Agent(self.id, self.name, 0)
+
+
+class AgentsReply(Reply):
+    """A page of agents."""
+
+    agents: list[AgentRow] = []
+
+
+class AgentReply(Reply):
+    """One agent."""
+
+    agent: AgentRow | None = None
+
+
+class ConversationRow(Struct):
+    """A conversation; ``created_at`` is in ISO's notation, which sorts by time."""
+
+    id: str
+    agent_id: str | None = None
+    summary: str | None = None
+    created_at: str = ""
+
+
+class ConversationsReply(Reply):
+    """A page of conversations."""
+
+    conversations: list[ConversationRow] = []
+
+
+class ConversationReply(Reply):
+    """One conversation."""
+
+    conversation: ConversationRow | None = None
+
+
+class ModelRow(Struct):
+    """A model; ``handle`` is what an agent names."""
+
+    handle: str
+
+
+class ModelsReply(Reply):
+    """The models."""
+
+    entries: list[ModelRow] = []
+
+
+decode_incoming: Final = msgspec.json.Decoder(Incoming).decode
+encode: Final = msgspec.json.Encoder().encode
+
+NO_TOOLS: Final = Toolset("none")
+
+
+def input_of(turn: AgentTurn, runtime: Runtime, request_id: str, tools: tuple[str, ...]) -> Input:
+    """Return the command that starts a turn; ``tools`` are those of the server's machine that it may use."""
+    message = UserMessage(content_of(turn), request_id)
+    toolset = Toolset("none", tools) if tools else NO_TOOLS
+    return Input(
+        request_id=request_id,
+        runtime=runtime,
+        payload=InputPayload([message], client_tool_allowlist=tools, client_toolset=toolset),
+    )

@@ -1,0 +1,274 @@
+"""One turn over Letta's REST API: the request, the stream of frames, and how it is stopped.
+
+A client's disconnect does not stop a run on Letta; ``POST /v1/agents/{id}/messages/cancel`` with the run's id does.
+The id comes with the first frame, so the request goes on in a task of its own: whoever gives up waiting for it can
+still learn what to cancel.
+"""
+
+import asyncio
+import contextlib
+import io
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import structlog
+
+from gateway.errors import GatewayError, UpstreamInvalid
+from gateway.letta import upstream_errors
+from gateway.letta.backend import Ready, Take, always_ready
+from gateway.letta.deadlines import NEVER, TurnDeadlines
+from gateway.letta.delivery import Delivery
+from gateway.letta.frames import TurnStream
+from gateway.letta.read_hook import told_of_reads
+from gateway.letta.wire import turn_body
+from gateway.translation.agent_events import Batch
+from gateway.translation.agent_turn import AgentTurn
+
+if TYPE_CHECKING:
+    from gateway.letta.rest import RestBackend
+
+ERROR_BODY: Final = 65_536
+ERROR_BODY_WAIT: Final = 2.0
+"""Seconds for the body of an error: it only adds to what the status says."""
+LEARN_RUN: Final = 10.0
+"""Seconds to learn the id of a run that is to be cancelled: it comes with the first frame, at once."""
+END_OF_BODY: Final = 10.0
+"""Seconds for the end of the body to follow Letta's last word, or a cancellation that took longer than ``SETTLE``."""
+SETTLE: Final = 2.0
+"""Seconds for a cancelled run to end."""
+LARGE_BODY: Final = 1_048_576
+CONNECT_PAUSES: Final = (0.1, 0.3)
+"""Seconds before each further try to connect."""
+
+_BROKEN: Final = (*upstream_errors.FOREIGN, RuntimeError)
+"""What reading raises where the connection is gone; RuntimeError where aiohttp itself closed it, after garbage."""
+
+_log: Final = structlog.get_logger("gateway.letta")
+
+
+class RestTurn:
+    """A ``RunningTurn`` of a ``RestBackend``."""
+
+    def __init__(self, backend: "RestBackend", turn: AgentTurn) -> None:
+        self._backend = backend
+        self._turn = turn
+        self._stream = TurnStream()
+        self._request: asyncio.Task[aiohttp.ClientResponse] | None = None
+        self._response: aiohttp.ClientResponse | None = None
+        self._deadlines: TurnDeadlines | None = None
+        self._error: GatewayError | None = None
+        self._cancelled = False
+        self._closed = False
+        self._delivery = Delivery()
+        self._seen = 0
+        self._is_lost = False
+        self._now = asyncio.get_running_loop().time
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether Letta is done with the turn, or never had it."""
+        if self._request is None or self._stream.frames.over:
+            return True
+        return self._request.done() and (self._request.cancelled() or self._request.exception() is not None)
+
+    async def open(self) -> None:
+        """Send the turn and wait for Letta to take it."""
+        self._raise_if_aborted()
+        self._backend.check()
+        if self._deadlines is not None:
+            self._deadlines.stop()  # of the try before, which Letta refused
+        self._deadlines = TurnDeadlines(self._backend.config.limits, self.abort)
+        self._request = self._backend.tasks.spawn(self._send(), "turn")
+        await self._answered(self._request)
+        self._raise_if_aborted()
+
+    def abort(self, error: GatewayError) -> None:
+        """End the request or the delivery with this error."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._delivery.fail(error)
+        if self._response is None:
+            if self._request is not None:
+                self._request.cancel()
+        elif self._stream.frames.run_id is None:
+            self._response.close()  # it cannot be cancelled, so nobody stays to hear its end
+
+    async def deliver(self, take: Take, ready: Ready) -> None:
+        """Hand over the batches, one for each network read that has any, from where the stream stands."""
+        assert self._response is not None and self._deadlines is not None  # noqa: S101, PT018 - open() came before
+        try:
+            with told_of_reads(self._response, self._hand_on, self._lost):
+                await self._delivery.run(take, ready, self._hand_on)
+        finally:
+            self._deadlines.waiting_since = NEVER
+
+    def _hand_on(self) -> None:
+        """Hand over what has come: called after every read."""
+        delivery, deadlines = self._delivery, self._deadlines
+        if not delivery.takes or deadlines is None:
+            return  # aiohttp keeps what comes meanwhile, and stops reading when that is much
+        try:
+            while batch := self._next_batch():
+                deadlines.silent = False
+                if not delivery.hand(batch):
+                    deadlines.waiting_since = NEVER
+                    return
+        except GatewayError as error:
+            delivery.fail(error)
+            return
+        if batch is None:
+            delivery.end()
+        deadlines.waiting_since = self._now()
+
+    def _lost(self) -> None:
+        self._is_lost = True
+        self._hand_on()
+
+    def _next_batch(self) -> Batch | None:
+        """Return the events of the next read that has any: none when it is yet to come, None when none will."""
+        self._raise_if_aborted()
+        assert self._response is not None  # noqa: S101 - open() came before
+        content, stream = self._response.content, self._stream
+        while content.total_bytes != self._seen and not stream.done:
+            data = content.read_nowait() if content.exception() is None else _unread(self._response)
+            self._seen += len(data)
+            batch = stream.feed(data)
+            if batch:
+                return batch
+        broken = content.exception()
+        if stream.done or content.is_eof():
+            return stream.end() or None
+        if broken is None and not self._is_lost:
+            return []
+        if not stream.frames.over:
+            raise upstream_errors.truncated() from broken
+        return stream.end() or None
+
+    async def cancel(self) -> None:
+        """Cancel the run on Letta, and give it a moment to end.
+
+        V1 marks the run at once and looks at the mark when the model's next chunk comes, so a silent model keeps its
+        stream open; what a cancelled run said or was told is not stored either way (letta 0.16.8).
+        """
+        if self.ended or self._request is None:
+            return
+        async with asyncio.timeout(LEARN_RUN):
+            response = await self._answered(self._request)
+            try:
+                while self._stream.frames.run_id is None and (data := await response.content.readany()):
+                    self._stream.feed(data)
+            except _BROKEN:
+                self._stream.feed(_unread(response))  # what it named before is all there is
+        run_id = self._stream.frames.run_id
+        if run_id is None:
+            return
+        await self._backend.cancel_run(self._turn.agent_id, run_id)
+        self._cancelled = True
+        with contextlib.suppress(*_BROKEN):
+            async with asyncio.timeout(SETTLE):
+                # To the end of the body, not of the frames: ``_free`` says why.
+                while data := await response.content.readany():
+                    self._stream.feed(data)
+
+    async def drain(self) -> None:
+        """Let the run go on to its end, unheard."""
+        if self.ended or self._request is None:
+            return
+        await self._answered(self._request)
+        await self.deliver(_unheard, always_ready)
+
+    def close(self) -> None:
+        """Free the connection and the timer."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._deadlines is not None:
+            self._deadlines.stop()
+        if self._request is not None and not self._request.done():
+            self._request.cancel()
+        if self._response is not None:
+            self._free(self._response)
+        self._backend.metrics.skipped_frames.inc(self._stream.frames.unknown + self._stream.events.skipped)
+
+    def _free(self, response: aiohttp.ClientResponse) -> None:
+        """Give the connection back, once the body is at its end where the turn is over or cancelled.
+
+        V1 cleans up between the two: a connection that is closed meanwhile can leave it with a database lock that
+        stops the agent's next turn for a minute (letta 0.16.8, after a failed run as after a cancelled one).
+        """
+        if (self._stream.frames.over or self._cancelled) and not response.content.at_eof():
+            self._backend.tasks.spawn(_read_to_the_end(response), "end of stream")
+        else:
+            response.release()
+
+    def _raise_if_aborted(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _answered(self, request: asyncio.Task[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
+        """Wait for the response; who gives up waiting leaves the request under way."""
+        try:
+            return await asyncio.shield(request)
+        except asyncio.CancelledError:
+            if request.cancelled():
+                self._backend.observe(None)
+                self._raise_if_aborted()
+            raise
+
+    async def _send(self) -> aiohttp.ClientResponse:
+        backend = self._backend
+        with backend.budget.request():
+            response = await self._connect()
+        backend.observe(response.status)
+        if response.status == 200 and response.content_type == "text/event-stream":  # noqa: PLR2004
+            self._response = response  # whoever waits for it: from here on it is closed with the turn
+            return response
+        body = b""
+        try:
+            async with asyncio.timeout(ERROR_BODY_WAIT):
+                while len(body) < ERROR_BODY and (data := await response.content.readany()):
+                    body += data
+        except upstream_errors.FOREIGN:
+            pass  # the status says enough
+        finally:
+            response.close()
+        if response.status == 200:  # noqa: PLR2004
+            raise UpstreamInvalid(should_retry=False)
+        raise upstream_errors.for_status(response.status, response.headers, body)
+
+    async def _connect(self) -> aiohttp.ClientResponse:
+        backend = self._backend
+        path = f"v1/agents/{self._turn.agent_id}/messages/stream"
+        body = turn_body(self._turn)
+        for pause in (*CONNECT_PAUSES, None):
+            try:
+                # aiohttp writes a large body in pieces only from a file.
+                data = body if len(body) < LARGE_BODY else io.BytesIO(body)
+                return await backend.session.post(path, data=data, allow_redirects=False)
+            except upstream_errors.FOREIGN as error:
+                retriable = upstream_errors.worth_another_try(error)
+                if pause is None or not retriable or not backend.budget.allows():
+                    backend.observe(None)
+                    raise upstream_errors.before_answer(error) from error
+            backend.metrics.upstream_retries.inc()
+            with backend.budget.retry():
+                await asyncio.sleep(pause)
+        raise AssertionError  # the last try returns or raises
+
+
+def _unheard(_: Batch) -> bool:
+    return True
+
+
+async def _read_to_the_end(response: aiohttp.ClientResponse) -> None:
+    with contextlib.suppress(*_BROKEN):
+        async with asyncio.timeout(END_OF_BODY):
+            while await response.content.readany():
+                pass
+    response.release()
+
+
+def _unread(response: aiohttp.ClientResponse) -> bytes:
+    """Return what came before a stream broke: aiohttp tells of the break first, to whoever is slow to read."""
+    return response.content._read_nowait(-1)  # noqa: SLF001 - everything public raises

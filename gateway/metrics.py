@@ -1,0 +1,78 @@
+"""Every figure the gateway reports, as one table of instruments.
+
+No label has a value that a client can choose: routes are the router's own patterns, methods and codes come from closed
+sets, models and users are no labels at all.
+"""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.errors import BackendError, GatewayError
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+_TTFT: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_DURATION: Final = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+_LAG: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Metrics:
+    """The instruments of one gateway, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "letta_gateway_requests", "Requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self.duration = Histogram(
+            "letta_gateway_request_seconds",
+            "Time to the end of the answer.",
+            ("route",),
+            buckets=_DURATION,
+            registry=registry,
+        )
+        self.in_flight = Gauge("letta_gateway_requests_in_flight", "Requests under way.", registry=registry)
+        self.open_streams = Gauge("letta_gateway_open_streams", "Answers being streamed.", registry=registry)
+        self.turns = Gauge("letta_gateway_open_turns", "Turns that Letta works on.", registry=registry)
+        self.turn_ends = Counter("letta_gateway_turns", "Turns by how they ended.", ("outcome",), registry=registry)
+        self.waiting = Gauge("letta_gateway_waiting_turns", "Turns that wait for the one before.", registry=registry)
+        self.first_token = Histogram(
+            "letta_gateway_first_token_seconds", "Time to the first token.", buckets=_TTFT, registry=registry
+        )
+        self.chunks = Counter("letta_gateway_chunks", "Chunks streamed to clients.", registry=registry)
+        self.tokens = Counter("letta_gateway_tokens", "Tokens that Letta reported.", ("kind",), registry=registry)
+        self.errors = Counter("letta_gateway_errors", "Errors answered, by code.", ("code",), registry=registry)
+        self.upstream_errors = Counter(
+            "letta_gateway_upstream_errors", "Failures of Letta or the way to it.", ("code",), registry=registry
+        )
+        self.upstream_retries = Counter(
+            "letta_gateway_upstream_retries", "Connections to Letta tried again.", registry=registry
+        )
+        self.breaker_open = Gauge(
+            "letta_gateway_breaker_open", "1 while requests to Letta are refused at once.", registry=registry
+        )
+        self.skipped_frames = Counter(
+            "letta_gateway_skipped_frames", "Frames of kinds that are not known.", registry=registry
+        )
+        self.embedded_restarts = Counter(
+            "letta_gateway_embedded_restarts", "Deaths of the local Letta.", registry=registry
+        )
+        self.rejected_heads = Counter("letta_gateway_rejected_heads", "Requests that were not HTTP.", registry=registry)
+        self.loop_lag = Histogram(
+            "letta_gateway_event_loop_lag_seconds", "How late timers fire.", buckets=_LAG, registry=registry
+        )
+        self.draining = Gauge("letta_gateway_draining", "1 while the gateway is being stopped.", registry=registry)
+
+    def count_error(self, error: GatewayError) -> str:
+        """Count an error that a client was told, as a status or in-band; return its code."""
+        code = error.code or error.type
+        self.errors.labels(code).inc()
+        if isinstance(error, BackendError):
+            self.upstream_errors.labels(code).inc()
+        return code
+
+    def expose(self) -> bytes:
+        """Return all figures in Prometheus' text format."""
+        return generate_latest(self._registry)

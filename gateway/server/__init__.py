@@ -1,0 +1,1 @@
+"""The process around the handlers: composition, lifecycle, listening, the graceful end."""

@@ -1,0 +1,68 @@
+"""What surrounds every request, whatever the chain: its notes, and the headers of its answer."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway import keys
+from gateway.server import cors
+from gateway.server.client_address import TrustedNetworks
+from gateway.settings import Settings, is_loopback
+from middleware.auth import credential, host_name
+from middleware.contract import AiohttpMiddleware
+
+
+def first_middleware(trusted: TrustedNetworks) -> AiohttpMiddleware:
+    """Return what stands before the chain: it makes the places in which the chain and handlers leave word."""
+
+    @web.middleware
+    async def first(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[keys.NOTES] = keys.RequestNotes(client=trusted.client_of(request))
+        request[keys.RESPONSE_HEADERS] = {}
+        if request.app[keys.ACCESS](request) != "api":
+            return await handler(request)
+        with request.app[keys.DRAIN].request():
+            return await handler(request)
+
+    return first
+
+
+def operator_rule(settings: Settings, trusted: TrustedNetworks) -> Callable[[web.Request], bool]:
+    """Return the rule of who is the operator: who holds the key, or asks from a trusted network."""
+    operator_key = settings.operator_key.encode()
+
+    def is_operator(request: web.Request) -> bool:
+        given = credential(request)
+        if operator_key and given and hmac.compare_digest(operator_key, given.encode("utf-8", "surrogateescape")):
+            return True
+        client = request[keys.NOTES].client or ""
+        if is_loopback(client) and not is_loopback(host_name(f"//{request.headers.get('Host', '')}")):
+            return False  # a web page on this machine that gave its own name our address
+        return trusted.trusts(client)
+
+    return is_operator
+
+
+def response_headers(
+    origins: frozenset[str],
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Return the signal that completes every answer's headers, a stream's included."""
+
+    async def complete(request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers.popall("Server", None)  # no banner: it names versions
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers.setdefault("Cache-Control", "no-store")
+        request_id = request.get(keys.REQUEST_ID)
+        if request_id is not None:
+            headers["X-Request-Id"] = request_id
+        headers.update(request.get(keys.RESPONSE_HEADERS, {}))
+        if request.app[keys.DRAIN].draining:
+            response.force_close()
+            headers["Connection"] = "close"
+        if origins:
+            cors.allow(request, response, origins)
+
+    return complete

@@ -1,0 +1,153 @@
+"""The life of the process: listen, serve, and go when asked, gracefully the first time and at once the second."""
+
+import asyncio
+import contextlib
+import gc
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import aiohttp.http_parser
+import msgspec
+import structlog
+import uvloop
+from aiohttp import web
+
+from gateway import keys
+from gateway.letta.embedded import EmbeddedFailed
+from gateway.letta.local import LocalLetta, running_local_letta
+from gateway.metrics import Metrics
+from gateway.server import descriptors, drain, logs
+from gateway.server.app import build_app, build_operations_app
+from gateway.server.listener import Listener
+from gateway.server.local_letta import local_config
+from gateway.settings import Settings
+from gateway.tasks import TaskSet
+from middleware.chain import build_chain
+
+PROBES: Final = 16
+"""Connections to the metrics port: of what ``descriptors.RESERVE`` keeps."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_log: Final = structlog.get_logger("gateway.server")
+
+
+class StartFailed(Exception):
+    """The gateway cannot start here; the message says why in one line."""
+
+
+def run(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until a signal ends it; ``announce`` gets the banner. Raises ``SettingError`` or ``StartFailed``."""
+    if aiohttp.http_parser.HttpRequestParser is aiohttp.http_parser.HttpRequestParserPy:
+        raise StartFailed("aiohttp runs without its C parser: install a wheel of it, not a pure-Python build.")
+    logs.configure(settings.environment, settings.log_level)
+    descriptors.raise_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, announce))
+
+
+async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    signals, metrics, tasks = SignalCount(), Metrics(), TaskSet()
+    async with contextlib.AsyncExitStack() as stack:
+        local = None
+        if not settings.letta_base_url:
+            build_chain(settings)  # what is wrong with it is said before anything is started
+            local = await _started_local(stack, settings, metrics, tasks, signals)
+            if local is None:
+                return
+            settings = msgspec.structs.replace(settings, letta_base_url=local.url, letta_api_key=local.child.token)
+        await _listen(settings, build_app(settings, metrics=metrics, local=local), signals, announce)
+
+
+async def _started_local(
+    stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics, tasks: TaskSet, signals: "SignalCount"
+) -> LocalLetta | None:
+    """Start a local Letta that ends with the stack; None where a signal came first."""
+    stack.push_async_callback(tasks.close, 1.0)
+    starting = tasks.spawn(_entered(stack, settings, metrics, tasks), "start local letta")
+    interrupted = tasks.spawn(signals.first.wait(), "first signal")
+    await asyncio.wait({starting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+    interrupted.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return None
+    local = starting.result()
+    if isinstance(local, EmbeddedFailed):
+        raise StartFailed(str(local))
+    return local
+
+
+async def _entered(
+    stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics, tasks: TaskSet
+) -> LocalLetta | EmbeddedFailed:
+    try:
+        return await stack.enter_async_context(running_local_letta(local_config(settings), metrics, tasks))
+    except EmbeddedFailed as error:
+        return error
+
+
+async def _listen(
+    settings: Settings, app: web.Application, signals: "SignalCount", announce: Callable[[str], None]
+) -> None:
+    listeners = [Listener(app, settings.host, settings.port, stalled=settings.write_timeout)]
+    if settings.metrics_port:
+        listeners.append(Listener(build_operations_app(app), settings.host, settings.metrics_port, most=PROBES))
+    try:
+        for listener in listeners:
+            try:
+                await listener.start()
+            except OSError as error:
+                raise StartFailed(f"cannot listen on {listener.address}: {error.strerror or error}.") from None
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: the collector need not walk it again while streams wait
+        announce(banner(settings, listeners[0].port, app[keys.LOCAL]))
+        _log.info("serving", host=settings.host, port=listeners[0].port)
+        await signals.first.wait()
+        ending = app[keys.TASKS].spawn(drain.drain(app, settings.grace), "drain")
+        hurry = app[keys.TASKS].spawn(signals.second.wait(), "second signal")
+        await asyncio.wait({ending, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not ending.done():
+            ending.cancel()
+            await app[keys.TURNS].end()
+    finally:
+        for listener in listeners:
+            await listener.stop()
+    _log.info("stopped")
+
+
+class SignalCount:
+    """The signals that ask the process to go: the first politely, the second at once."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._got)
+
+    def _got(self) -> None:
+        if self.first.is_set():
+            self.second.set()
+        self.first.set()
+
+
+def banner(settings: Settings, port: int, local: LocalLetta | None = None) -> str:
+    """Say where the gateway is, who answers, and how to try it."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}/v1"
+    key = ' -H "Authorization: Bearer $API_KEY"' if settings.api_keys else ""
+    lines = [f"Letta Gateway serves {url} (Letta at {settings.letta_base_url})"]
+    if local is None:
+        lines.append(f"  agents:  curl {url}/models{key}")
+    else:
+        hello = (
+            f'{{"model": "{local.agent}", "stream": true, "messages": [{{"role": "user", "content": "Hello there"}}]}}'
+        )
+        lines += [
+            f"  agent:   {local.agent}, on this machine: {local.note}",
+            f"  try it:  curl -N {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{hello}'",
+        ]
+    if not settings.api_keys:
+        lines.append("  no API key is set: only this machine is served")
+    return "\n".join(lines)

@@ -1,0 +1,387 @@
+"""Every setting as one row: field, type with its bounds, environment name, default, help.
+
+Values come from the environment over ``letta-gateway.toml`` over the default; ``NAME_FILE`` names a file that holds the
+value. They are read once, into a frozen Struct; what is wrong or unknown stops the start with one line that names it.
+"""
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+import limits
+import msgspec
+from msgspec import Meta, Struct
+
+PREFIX: Final = "LETTA_GATEWAY_"
+CONFIG_FILE: Final = "letta-gateway.toml"
+DEFAULT_HOME: Final = "~/.letta-gateway"
+LETTA_CLOUD: Final = "https://api.letta.com"
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class SettingError(Exception):
+    """A setting is wrong: the message is one line that names it."""
+
+
+class Row(Struct, frozen=True):
+    """What the table says of one setting."""
+
+    env: str
+    help: str
+    aliases: tuple[str, ...] = ()
+    secret: bool = False
+
+
+class Setting(Struct, frozen=True):
+    """One line of the table, complete."""
+
+    field: str
+    row: Row
+    type: Any
+    default: Any
+
+
+def _row(env: str, help: str, *aliases: str, secret: bool = False) -> Meta:  # noqa: A002 - the table's own column
+    return Meta(extra={"row": Row(env, help, aliases, secret)})
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """All settings of one gateway."""
+
+    letta_base_url: Annotated[
+        str,
+        _row(
+            "LETTA_BASE_URL",
+            "URL of the Letta server, V1 or App Server; with only a key set: Letta Cloud; with neither: a local one.",
+        ),
+    ] = ""
+    letta_api_key: Annotated[
+        str, _row("LETTA_API_KEY", "Letta's API key or server password.", "LETTA_API_TOKEN", secret=True)
+    ] = ""
+    letta_project: Annotated[str, _row("LETTA_PROJECT", "Slug of the Letta Cloud project, sent as X-Project.")] = ""
+    server_tools: Annotated[
+        dict[str, tuple[str, ...]],
+        _row(
+            "LETTA_GATEWAY_SERVER_TOOLS",
+            'Tools of the App Server\'s machine an agent may use, by its name or id or \'*\': {"Milo": ["Bash"]}.',
+        ),
+    ] = {}
+    model: Annotated[
+        str, _row("LETTA_GATEWAY_MODEL", "Model of the local Letta's agent, as provider/name; none: the provider's.")
+    ] = ""
+    openai_api_key: Annotated[
+        str, _row("OPENAI_API_KEY", "Local Letta: answers come from OpenAI's models.", secret=True)
+    ] = ""
+    anthropic_api_key: Annotated[
+        str, _row("ANTHROPIC_API_KEY", "Local Letta: answers come from Anthropic's models.", secret=True)
+    ] = ""
+    openrouter_api_key: Annotated[
+        str, _row("OPENROUTER_API_KEY", "Local Letta: answers come from OpenRouter's models.", secret=True)
+    ] = ""
+    ollama_base_url: Annotated[
+        str, _row("OLLAMA_BASE_URL", "Local Letta: answers come from this Ollama's models.", "OLLAMA_HOST")
+    ] = ""
+    lmstudio_base_url: Annotated[
+        str, _row("LMSTUDIO_BASE_URL", "Local Letta: answers come from this LM Studio's models.")
+    ] = ""
+    environment: Annotated[
+        Literal["development", "production"],
+        _row("ENVIRONMENT", "development: readable logs; production: JSON logs."),
+    ] = "development"
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], _row("LOG_LEVEL", "The least severe log line that is written.")
+    ] = "INFO"
+    host: Annotated[
+        str, _row("LETTA_GATEWAY_HOST", "Address to listen on; other than loopback only with API keys.")
+    ] = "127.0.0.1"
+    port: Annotated[Port, _row("LETTA_GATEWAY_PORT", "Port to listen on; 0: any free one.")] = 8080
+    metrics_port: Annotated[
+        Port,
+        _row(
+            "LETTA_GATEWAY_METRICS_PORT",
+            "A port for /metrics, /ready, /health, open to all who reach it; 0: none.",
+        ),
+    ] = 0
+    home: Annotated[
+        str,
+        _row("LETTA_GATEWAY_HOME", "The gateway's own folder: its letta-gateway.toml counts where ./ has none."),
+    ] = DEFAULT_HOME
+    api_keys: Annotated[
+        tuple[str, ...],
+        _row("LETTA_GATEWAY_API_KEYS", "API keys of clients, comma-separated; none: loopback only.", secret=True),
+    ] = ()
+    operator_key: Annotated[
+        str,
+        _row("LETTA_GATEWAY_OPERATOR_KEY", "Key for /metrics and the details of /ready.", secret=True),
+    ] = ""
+    trusted_networks: Annotated[
+        tuple[str, ...],
+        _row(
+            "LETTA_GATEWAY_TRUSTED_NETWORKS",
+            "Networks of proxies and scrapers, or none: their forwarded headers are believed, and they see /metrics.",
+        ),
+    ] = ("127.0.0.0/8", "::1/128")
+    cors_origins: Annotated[
+        tuple[str, ...],
+        _row("LETTA_GATEWAY_CORS_ORIGINS", "Web origins that may call the API, exactly; none: no CORS."),
+    ] = ()
+    rate_limit: Annotated[
+        str,
+        _row("LETTA_GATEWAY_RATE_LIMIT", "Requests per key and per client address, as 600/minute; several by ';'."),
+    ] = "600/minute"
+    max_body: Annotated[
+        int, Meta(ge=1_024, le=1_073_741_824), _row("LETTA_GATEWAY_MAX_BODY", "Largest request body in bytes.")
+    ] = 20_971_520
+    body_timeout: Annotated[Seconds, _row("LETTA_GATEWAY_BODY_TIMEOUT", "Seconds for a request's body to arrive.")] = (
+        30.0
+    )
+    connect_timeout: Annotated[Seconds, _row("LETTA_GATEWAY_CONNECT_TIMEOUT", "Seconds to connect to Letta.")] = 5.0
+    first_byte_wait: Annotated[
+        Seconds,
+        _row(
+            "LETTA_GATEWAY_FIRST_BYTE_WAIT",
+            "Seconds a stream's headers wait for the first event, so errors keep their status.",
+        ),
+    ] = 5.0
+    first_event_timeout: Annotated[
+        Seconds, _row("LETTA_GATEWAY_FIRST_EVENT_TIMEOUT", "Seconds for the agent to begin to answer.")
+    ] = 120.0
+    silence_timeout: Annotated[
+        Seconds, _row("LETTA_GATEWAY_SILENCE_TIMEOUT", "Seconds without any frame of Letta's, pings included.")
+    ] = 60.0
+    turn_timeout: Annotated[Seconds, _row("LETTA_GATEWAY_TURN_TIMEOUT", "Seconds for a whole turn.")] = 900.0
+    write_timeout: Annotated[
+        Seconds, _row("LETTA_GATEWAY_WRITE_TIMEOUT", "Seconds a client may take nothing of its stream.")
+    ] = 60.0
+    grace: Annotated[
+        Annotated[float, Meta(ge=0, le=3_600)],
+        _row("LETTA_GATEWAY_GRACE", "Seconds that open turns may go on after SIGTERM."),
+    ] = 30.0
+    on_disconnect: Annotated[
+        Literal["cancel", "finish"],
+        _row("LETTA_GATEWAY_ON_DISCONNECT", "What becomes of a turn whose client went away."),
+    ] = "cancel"
+    queue_depth: Annotated[
+        int, Meta(ge=0, le=1_000), _row("LETTA_GATEWAY_QUEUE_DEPTH", "Turns that may wait for one agent's thread.")
+    ] = 8
+    queue_wait: Annotated[
+        Seconds, _row("LETTA_GATEWAY_QUEUE_WAIT", "Seconds a turn waits for the one before it, then 409.")
+    ] = 30.0
+    max_turns: Annotated[
+        int,
+        Meta(ge=0),
+        _row("LETTA_GATEWAY_MAX_TURNS", "Turns held at once, then 503; 0: as many as file descriptors allow."),
+    ] = 0
+    models_ttl: Annotated[
+        Annotated[float, Meta(ge=0, le=3_600)],
+        _row("LETTA_GATEWAY_MODELS_TTL", "Seconds the list of agents is kept."),
+    ] = 10.0
+    middleware: Annotated[
+        tuple[str, ...],
+        _row("LETTA_GATEWAY_MIDDLEWARE", "The middleware chain by name, outermost first; none: the default one."),
+    ] = ()
+    middleware_config: Annotated[
+        dict[str, dict[str, Any]],
+        _row(
+            "LETTA_GATEWAY_MIDDLEWARE_CONFIG",
+            "Configuration of middleware by name, as JSON (in TOML a table).",
+            secret=True,
+        ),
+    ] = {}
+
+    def __repr__(self) -> str:
+        """Show no secret, wherever a log or a traceback prints the settings."""
+        shown = {s.field: "***" if s.row.secret else getattr(self, s.field) for s in table()}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def table() -> Iterator[Setting]:
+    """Yield every setting, in the order of the class."""
+    hints = msgspec.inspect.type_info(Settings)
+    assert isinstance(hints, msgspec.inspect.StructType)  # noqa: S101 - what Settings is
+    annotations = Settings.__annotations__
+    for field in hints.fields:
+        kind = annotations[field.name]
+        row = next(meta.extra["row"] for meta in kind.__metadata__ if meta.extra)
+        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        yield Setting(field.name, row, kind, default)
+
+
+def show_value(value: Any) -> str:
+    """Write a value as the environment would hold it."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case tuple():
+            return ",".join(value)
+        case dict():
+            return msgspec.json.encode(value).decode() if value else ""
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load(environ: Mapping[str, str] | None = None, config_file: Path | None = None) -> Settings:
+    """Read the settings; raises ``SettingError``.
+
+    ``config_file`` defaults to ``letta-gateway.toml`` in the working directory or in the gateway's home, whichever is
+    there first.
+    """
+    environ = os.environ if environ is None else environ
+    path = config_file or _found_config(environ)
+    values: dict[str, Any] = {}
+    file_values = _read_toml(path, must_exist=config_file is not None)
+    for setting in table():
+        if setting.field in file_values:
+            values[setting.field] = _convert(setting, file_values.pop(setting.field), f"{path.name}: {setting.field}")
+        for name in (*setting.row.aliases, setting.row.env):
+            raw = _from_environment(environ, name)
+            if raw is not None:
+                values[setting.field] = _convert(setting, _split(setting, raw, name), name)
+    for unknown in file_values:
+        raise SettingError(f"{path.name}: {unknown} is not a setting. 'letta-gateway check --settings' lists them.")
+    _refuse_unknown(environ)
+    settings = Settings(**values)
+    _check(settings)
+    if settings.letta_api_key and not settings.letta_base_url:
+        settings = msgspec.structs.replace(settings, letta_base_url=LETTA_CLOUD)
+    return settings
+
+
+def _found_config(environ: Mapping[str, str]) -> Path:
+    here = Path(CONFIG_FILE)
+    home = Path(_from_environment(environ, "LETTA_GATEWAY_HOME") or DEFAULT_HOME).expanduser()
+    return here if here.exists() else home / CONFIG_FILE
+
+
+def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    if not path.exists() and not must_exist:
+        return {}
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"{path.name} cannot be read: {error}") from None
+
+
+def _from_environment(environ: Mapping[str, str], name: str) -> str | None:
+    file = environ.get(f"{name}_FILE")
+    if file:
+        if environ.get(name):
+            raise SettingError(f"{name} and {name}_FILE are both set: keep one.")
+        try:
+            return Path(file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"{name}_FILE cannot be read: {error}") from None
+    value = environ.get(name)
+    if not value:
+        return None  # an empty variable is an unset one, as in compose files
+    return None if name == "LETTA_GATEWAY_PORT" and value.startswith("tcp://") else value  # see _SERVICE_LINK
+
+
+def _split(setting: Setting, raw: str, name: str) -> Any:
+    """Read the environment's notation: lists by comma, tables as JSON."""
+    base = setting.type
+    while get_origin(base) is Annotated:
+        base = get_args(base)[0]
+    if get_origin(base) is tuple:
+        return [] if raw.strip() == "none" else [item.strip() for item in raw.split(",") if item.strip()]
+    if get_origin(base) is dict:
+        try:
+            return msgspec.json.decode(raw.encode())
+        except msgspec.DecodeError as error:
+            raise SettingError(f"{name} is not JSON: {error}.") from None
+    return raw
+
+
+def _convert(setting: Setting, value: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(value, setting.type, strict=False)
+    except msgspec.ValidationError as error:
+        shown = "" if setting.row.secret else f" (it is {value!r})"
+        raise SettingError(f"{name} is wrong: {str(error).replace('`', '')}{shown}.") from None
+
+
+# A Kubernetes Service named letta-gateway puts such names into every pod of its namespace.
+_SERVICE_LINK: Final = re.compile(r"LETTA_GATEWAY_(SERVICE_|PORT_[0-9]).*")
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = {name for setting in table() for name in (setting.row.env, *setting.row.aliases)}
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or _SERVICE_LINK.fullmatch(name):
+            continue
+        if name not in known and name.removesuffix("_FILE") not in known:
+            raise SettingError(f"{name} is not a setting. 'letta-gateway check --settings' lists them.")
+
+
+def _check(settings: Settings) -> None:
+    """Check what no type can say."""
+    if settings.letta_base_url:
+        _check_url(settings.letta_base_url)
+    _check_notations(settings)
+    for name, keys in (
+        ("LETTA_API_KEY", (settings.letta_api_key,)),
+        ("LETTA_GATEWAY_API_KEYS", settings.api_keys),
+        ("LETTA_GATEWAY_OPERATOR_KEY", (settings.operator_key,)),
+    ):
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+            raise SettingError(f"{name} is wrong: a key is printable ASCII without spaces.")
+    if not settings.api_keys and not is_loopback(settings.host):
+        raise SettingError(
+            f"LETTA_GATEWAY_HOST is {settings.host!r}: set LETTA_GATEWAY_API_KEYS before serving other machines."
+        )
+
+
+def _check_notations(settings: Settings) -> None:
+    for network in settings.trusted_networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise SettingError(f"LETTA_GATEWAY_TRUSTED_NETWORKS is wrong: {error}.") from None
+    try:
+        if any(limit.amount < 1 for limit in limits.parse_many(settings.rate_limit)):
+            raise ValueError  # noqa: TRY301 - as wrong as what cannot be parsed
+    except ValueError:
+        raise SettingError(
+            f"LETTA_GATEWAY_RATE_LIMIT is wrong: {settings.rate_limit!r} is not like 600/minute."
+        ) from None
+    for origin in settings.cors_origins:
+        parts = urlsplit(origin)
+        if not parts.scheme or not parts.netloc or parts.path or parts.query or parts.fragment:
+            raise SettingError(f"LETTA_GATEWAY_CORS_ORIGINS is wrong: {origin!r} is not like https://app.example.com.")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise SettingError(f"LETTA_BASE_URL is wrong: {error}.") from None
+    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or parts.query or parts.fragment:
+        raise SettingError("LETTA_BASE_URL is wrong: expected a URL like http://127.0.0.1:8283 or ws://127.0.0.1:4500.")
+    if parts.username or parts.password:
+        raise SettingError("LETTA_BASE_URL is wrong: put the password into LETTA_API_KEY, not into the URL.")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,108 @@
+"""Lets in who may: API keys for the API, the operator for operations; without keys this machine alone.
+
+With no key configured the gateway listens on loopback only, and a web page open on the same machine must not drive the
+agent: foreign ``Host`` headers (DNS rebinding) and foreign ``Origin`` headers are refused.
+"""
+
+import hashlib
+import hmac
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from gateway import keys
+from gateway.errors import AuthenticationFailed, Forbidden
+from gateway.settings import Settings, is_loopback
+from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
+
+OWNER_DIGITS: Final = 12
+
+
+def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
+    """Return the middleware."""
+    _ = config
+    known = KeyRing(settings.api_keys)
+    origins = frozenset(settings.cors_origins)
+
+    @web.middleware
+    async def auth(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not settings.api_keys:
+            _refuse_foreign(request, origins)
+            _refuse_forwarded(request)
+        access = request.app[keys.ACCESS](request)
+        if access == "operator" and not request.app[keys.IS_OPERATOR](request):
+            raise Forbidden("This is for the operator: send the operator key, or ask from a trusted network.")
+        if access == "api" and settings.api_keys:
+            request[keys.NOTES].owner = known.owner(credential(request))
+        return await handler(request)
+
+    return auth
+
+
+class KeyRing:
+    """The API keys, compared in constant time."""
+
+    def __init__(self, api_keys: tuple[str, ...]) -> None:
+        self._keys = [(key.encode(), _owner(key)) for key in api_keys]
+
+    def owner(self, given: str | None) -> str:
+        """Return who holds this key; raises ``AuthenticationFailed``."""
+        if given is None:
+            raise AuthenticationFailed(
+                "You didn't provide an API key. Send one as 'Authorization: Bearer <key>' or 'X-Api-Key: <key>'."
+            )
+        offered = given.encode("utf-8", "surrogateescape")
+        found = None
+        for key, owner in self._keys:
+            if hmac.compare_digest(key, offered):
+                found = owner
+        if found is None:
+            raise AuthenticationFailed
+        return found
+
+
+def credential(request: web.Request) -> str | None:
+    """Return the key that a request carries, by either header."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return request.headers.get("X-Api-Key") or None
+
+
+def _owner(key: str) -> str:
+    """Name the holder of a key in logs without naming the key."""
+    return "key_" + hashlib.sha256(key.encode()).hexdigest()[:OWNER_DIGITS]
+
+
+def _refuse_foreign(request: web.Request, origins: frozenset[str]) -> None:
+    if not is_loopback(host_name(f"//{request.headers.get('Host', '')}")):
+        raise Forbidden(
+            "Without API keys the gateway answers to this machine's own name only. Call it as localhost, or set "
+            "LETTA_GATEWAY_API_KEYS."
+        )
+    origin = request.headers.get("Origin")
+    if origin is not None and origin not in origins and not is_loopback(host_name(origin)):
+        raise Forbidden(
+            "Without API keys the gateway answers no web page. Set LETTA_GATEWAY_API_KEYS, or name the page's origin "
+            "in LETTA_GATEWAY_CORS_ORIGINS."
+        )
+
+
+def _refuse_forwarded(request: web.Request) -> None:
+    """Refuse what a proxy on this machine hands on for somebody else, whatever Host it puts there."""
+    if not is_loopback(request[keys.NOTES].client or ""):
+        raise Forbidden(
+            "Without API keys the gateway serves this machine alone, not through a proxy. Set LETTA_GATEWAY_API_KEYS."
+        )
+
+
+def host_name(url: str) -> str:
+    """Return the host of a URL, or of a Host header behind ``//``; empty where it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+middleware = Middleware("auth", NoConfig, build)

@@ -1,0 +1,551 @@
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from gateway.conversations import turns as module
+from gateway.conversations.turns import TurnPolicy, TurnRegistry
+from gateway.errors import (
+    ConversationBusy,
+    GatewayError,
+    Overloaded,
+    ShuttingDown,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamTruncated,
+    UpstreamUnavailable,
+)
+from gateway.letta.scripted import Break, Hang, Hold, Pause, Script, ScriptedBackend, ScriptedTurn, says
+from gateway.metrics import Metrics
+from gateway.tasks import TaskSet
+from gateway.translation.agent_events import Stop, TextDelta
+from gateway.translation.agent_turn import AgentTurn, Text
+from tests.letta.batches import batches, heard, next_batch
+
+HI = TextDelta("Hi")
+TALKS_FOR_EVER = Script(steps=([HI], Hang()))
+
+
+class OneAtATime(ScriptedBackend):
+    """A backend that fails the test where two turns of one thread overlap."""
+
+    def turn(self, turn: AgentTurn) -> ScriptedTurn:
+        for other in self.turns:
+            assert other.closed or other.sent.thread != turn.thread, "two turns at once"
+        return super().turn(turn)
+
+
+class House:
+    """A registry with all that it uses, and clients of it."""
+
+    def __init__(self, policy: TurnPolicy | None = None) -> None:
+        self.backend = OneAtATime()
+        self.metrics = Metrics()
+        self.tasks = TaskSet()
+        self.clients = TaskSet()
+        self.registry = TurnRegistry(self.backend, policy or TurnPolicy(), self.metrics, self.tasks)
+        self.finished: list[str] = []
+
+    async def talk(self, name: str, agent: str = "agent-1") -> int:
+        """Take a whole turn and return how many batches it had."""
+        async with self.registry.turn(AgentTurn(agent, (Text(name),))) as running:
+            said = [batch async for batch in batches(running)]
+        self.finished.append(name)
+        return len(said)
+
+    async def client(self, name: str, agent: str = "agent-1") -> "asyncio.Task[int]":
+        """Let somebody talk, and see them in."""
+        task = self.clients.spawn(self.talk(name, agent), name)
+        await settled()
+        return task
+
+    def gauge(self, name: str) -> float:
+        """Return what a gauge shows."""
+        (sample,) = getattr(self.metrics, name).collect()[0].samples
+        return float(sample.value)
+
+    @property
+    def names(self) -> list[str]:
+        """Return who was let through, in order."""
+        return [part.text for turn in self.backend.turns for part in turn.sent.content if isinstance(part, Text)]
+
+    def assert_empty(self) -> None:
+        """Fail where anything is left of any turn."""
+        assert self.registry.held == 0
+        assert self.registry._threads == {}
+        assert self.registry._open == set()
+        assert self.registry._idle.is_set()
+        assert len(self.tasks) == 0
+        assert all(turn.closed for turn in self.backend.turns)
+        assert self.gauge("turns") == self.gauge("waiting") == 0
+
+
+async def settled() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def outcome(task: "asyncio.Task[int]") -> int | BaseException:
+    (result,) = await asyncio.gather(task, return_exceptions=True)
+    return result
+
+
+async def leave(task: "asyncio.Task[int]") -> None:
+    task.cancel()
+    assert isinstance(await outcome(task), asyncio.CancelledError)
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    made = House()
+    yield made
+    await settled()
+    made.assert_empty()
+
+
+# One at a time -------------------------------------------------------------------------------------------------------
+
+
+async def test_whole_turn(house: House) -> None:
+    async with house.registry.turn(AgentTurn("agent-1", (Text("Hi"),))) as running:
+        assert (house.registry.held, house.gauge("turns")) == (1, 1)
+        assert await next_batch(running) == [TextDelta("Hello")]
+        await heard(running)
+    (turn,) = house.backend.turns
+    assert (turn.opened, turn.cancelled, turn.drained, turn.closed) == (1, False, False, True)
+
+
+async def test_first_come_first_served(house: House) -> None:
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=(Hold(gate), *says("a").steps)))
+    tasks = [await house.client(name) for name in "abcde"]
+    assert house.names == ["a"]
+    assert (house.registry.held, house.gauge("turns"), house.gauge("waiting")) == (5, 1, 4)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert house.names == house.finished == ["a", "b", "c", "d", "e"]
+
+
+async def test_agents_do_not_wait_for_each_other(house: House) -> None:
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=(Hold(gate), *says("a").steps)))
+    first = await house.client("a", "agent-1")
+    await (await house.client("b", "agent-2"))
+    gate.set()
+    await first
+    assert house.finished == ["b", "a"]
+
+
+async def test_newcomer_does_not_overtake_one_who_waits(house: House) -> None:
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=(Hold(gate), *says("a").steps)))
+    first, second = [await house.client(name) for name in "ab"]
+    gate.set()
+    await first
+    third = house.clients.spawn(house.talk("c"), "c")
+    await asyncio.gather(second, third)
+    assert house.names == ["a", "b", "c"]
+
+
+async def test_queue_is_full() -> None:
+    house = House(TurnPolicy(queue_depth=2))
+    house.backend.play(TALKS_FOR_EVER)
+    waiting = [await house.client(name) for name in "abc"]
+    refused = await outcome(await house.client("d"))
+    assert isinstance(refused, ConversationBusy)
+    assert refused.headers() == {"Retry-After": "2", "x-should-retry": "true"}
+    await leave(waiting[0])
+    await asyncio.gather(*waiting[1:])
+    await settled()
+    house.assert_empty()
+
+
+async def test_no_queue_at_all() -> None:
+    house = House(TurnPolicy(queue_depth=0))
+    house.backend.play(TALKS_FOR_EVER)
+    first = await house.client("a")
+    assert isinstance(await outcome(await house.client("b")), ConversationBusy)
+    await leave(first)
+    await settled()
+    house.assert_empty()
+
+
+async def test_wait_is_too_long() -> None:
+    house = House(TurnPolicy(queue_wait=0.02))
+    house.backend.play(TALKS_FOR_EVER)
+    first, second = [await house.client(name) for name in "ab"]
+    assert isinstance(await outcome(second), ConversationBusy)
+    assert house.registry.held == 1
+    await leave(first)
+    await settled()
+    house.assert_empty()
+
+
+async def test_gateway_is_full() -> None:
+    house = House(TurnPolicy(max_turns=2))
+    house.backend.play(TALKS_FOR_EVER, TALKS_FOR_EVER)
+    held = [await house.client(name, agent) for name, agent in (("a", "agent-1"), ("b", "agent-1"))]
+    assert isinstance(await outcome(await house.client("c", "agent-2")), Overloaded)
+    for task in held:
+        await leave(task)
+        await settled()
+    assert await (await house.client("d")) == 5
+    await settled()
+    house.assert_empty()
+
+
+# Leaving early -------------------------------------------------------------------------------------------------------
+
+
+async def test_left_in_the_stream_is_cancelled_and_the_thread_held_until_then(house: House) -> None:
+    settling = asyncio.Event()
+    house.backend.play(Script(steps=([HI], Hang()), settling=(Hold(settling),)))
+    first, second = [await house.client(name) for name in "ab"]
+    await leave(first)
+    await settled()
+    assert house.backend.turns[0].cancelled
+    assert not house.backend.turns[0].closed
+    assert (house.names, house.registry.held) == (["a"], 2)
+    settling.set()
+    assert await second == 5
+    assert house.backend.turns[0].closed
+
+
+async def test_left_while_it_is_opened_is_cancelled(house: House) -> None:
+    house.backend.play(Script(opening=(Hang(),)))
+    await leave(await house.client("a"))
+    await settled()
+    assert house.backend.turns[0].cancelled
+
+
+async def test_left_after_the_stop_is_not_cancelled(house: House) -> None:
+    house.backend.play(Script(steps=([HI, Stop("end_turn")], Hang())))
+    await leave(await house.client("a"))
+    await settled()
+    assert not house.backend.turns[0].cancelled
+    assert house.backend.turns[0].closed
+
+
+async def test_left_by_an_error_of_the_clients_side(house: House) -> None:
+    house.backend.play(TALKS_FOR_EVER)
+    with pytest.raises(ConnectionResetError):
+        async with house.registry.turn(AgentTurn("agent-1", (Text("a"),))):
+            raise ConnectionResetError
+    await settled()
+    assert house.backend.turns[0].cancelled
+
+
+async def test_stream_that_was_cut_off_is_cancelled_upstream(house: House) -> None:
+    house.backend.play(Script(steps=([HI], Break(UpstreamTruncated()))))
+    assert isinstance(await outcome(await house.client("a")), UpstreamTruncated)
+    await settled()
+    assert house.backend.turns[0].cancelled
+
+
+async def test_policy_finish_lets_the_turn_go_on() -> None:
+    house = House(TurnPolicy(on_disconnect="finish"))
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=([HI], Hold(gate), [HI], [Stop("end_turn")])))
+    first, second = [await house.client(name) for name in "ab"]
+    await leave(first)
+    await settled()
+    turn = house.backend.turns[0]
+    assert (turn.drained, turn.cancelled, turn.closed, turn.heard) == (True, False, False, 1)
+    assert house.names == ["a"]
+    gate.set()
+    await second
+    assert (turn.heard, turn.closed) == (3, True)
+    await settled()
+    house.assert_empty()
+
+
+@pytest.mark.parametrize("failure", [UpstreamUnavailable(), TimeoutError()])
+@pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
+async def test_settling_that_fails_frees_the_thread_all_the_same(on_disconnect: Any, failure: Any) -> None:
+    house = House(TurnPolicy(on_disconnect=on_disconnect))
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=([HI], Hold(gate), Break(failure)), settling=(Break(failure),)))
+    await leave(await house.client("a"))
+    gate.set()
+    assert await (await house.client("b")) == 5
+    await settled()
+    house.assert_empty()
+
+
+# Waiters that give up ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["b", "c", "d"])
+async def test_waiter_that_leaves_is_passed_over(house: House, who: str) -> None:
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=(Hold(gate), *says("a").steps)))
+    tasks = {name: await house.client(name) for name in "abcd"}
+    await leave(tasks.pop(who))
+    gate.set()
+    await asyncio.gather(*tasks.values())
+    assert house.names == sorted(tasks)
+
+
+async def test_waiter_that_leaves_at_the_moment_of_the_hand_over(house: House) -> None:
+    for moment in range(12):
+        gate = asyncio.Event()
+        before = len(house.names)
+        house.backend.play(Script(steps=(Hold(gate), *says("a").steps)))
+        first, second, third = [await house.client(f"{name}{moment}") for name in "abc"]
+        gate.set()
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(first, second, third, return_exceptions=True)
+        await settled()
+        assert house.names[before] == f"a{moment}"
+        assert house.names[-1] == f"c{moment}"
+        house.assert_empty()
+
+
+async def test_waiter_that_was_given_the_thread_and_leaves_before_it_knows(house: House) -> None:
+    house.backend.play(TALKS_FOR_EVER)
+    first, second, third = [await house.client(name) for name in "abc"]
+    (queue,) = house.registry._threads.values()
+    given = queue[0]
+    first.cancel()
+    while not given.done():  # noqa: ASYNC110 - the moment itself is what is tried
+        await asyncio.sleep(0)
+    assert not second.done()
+    second.cancel()
+    assert isinstance(await outcome(second), asyncio.CancelledError)
+    assert await third == 5
+    assert house.names == ["a", "c"]
+
+
+async def test_wait_that_runs_out_at_the_moment_of_the_hand_over() -> None:
+    house = House(TurnPolicy(queue_wait=0.01))
+    for pause in (0.008, 0.009, 0.01, 0.011, 0.012):
+        house.backend.play(Script(steps=(Pause(pause), [Stop("end_turn")])))
+        tasks = [await house.client(name) for name in "abc"]
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(result, int | ConversationBusy)
+        await settled()
+        house.assert_empty()
+
+
+# Letta refuses -------------------------------------------------------------------------------------------------------
+
+
+async def test_refused_turn_is_over_at_once(house: House) -> None:
+    house.backend.play(Script(opening=(Break(UpstreamRejected()),)))
+    assert isinstance(await outcome(await house.client("a")), UpstreamRejected)
+    assert not house.backend.turns[0].cancelled
+    assert house.backend.turns[0].closed
+
+
+async def test_letta_that_is_busy_is_asked_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_PAUSE", 0.005)
+    house.backend.play(Script(steps=says("a").steps, opening=(Break(ConversationBusy()),) * 3))
+    task, waiting = [await house.client(name) for name in "ab"]
+    assert house.registry.held == 2
+    assert await task == 2
+    await waiting
+    assert [turn.opened for turn in house.backend.turns] == [4, 1]
+
+
+async def test_letta_that_is_busy_for_too_long() -> None:
+    house = House(TurnPolicy(queue_wait=0.3))
+    house.backend.play(Script(opening=(Break(ConversationBusy()),) * 9))
+    assert isinstance(await outcome(await house.client("a")), ConversationBusy)
+    assert house.backend.turns[0].opened == 2
+    await settled()
+    house.assert_empty()
+
+
+# The end -------------------------------------------------------------------------------------------------------------
+
+
+async def test_idle_gateway_is_idle(house: House) -> None:
+    await house.registry.idle()
+
+
+async def test_idle_when_the_last_turn_is_over(house: House) -> None:
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=(Hold(gate), *says("a").steps)))
+    tasks = [await house.client(name) for name in "ab"]
+    idle = house.clients.spawn(house.registry.idle(), "idle")
+    await settled()
+    tasks.append(await house.client("c"))
+    assert not idle.done()
+    gate.set()
+    assert [await task for task in tasks] == [2, 5, 5]
+    await idle
+    assert not any(turn.aborted for turn in house.backend.turns)
+
+
+async def test_end_of_turns_that_talk_for_ever() -> None:
+    house = House(TurnPolicy(on_disconnect="finish"))
+    house.backend.play(TALKS_FOR_EVER)
+    open_turn, waiting = [await house.client(name) for name in "ab"]
+    await house.registry.end()
+    ended, refused = await outcome(open_turn), await outcome(waiting)
+    assert isinstance(ended, ShuttingDown)
+    assert ended.should_retry is False
+    assert isinstance(refused, ShuttingDown)
+    assert refused.headers() == {"Retry-After": "2", "x-should-retry": "true"}
+    assert house.names == ["a"]
+    assert house.backend.turns[0].cancelled  # whatever the policy says of clients that leave
+    house.assert_empty()
+
+
+async def test_turn_that_ran_out_of_time_is_cancelled_though_turns_are_to_finish() -> None:
+    house = House(TurnPolicy(on_disconnect="finish"))
+    house.backend.play(TALKS_FOR_EVER)
+    client = await house.client("a")
+    house.backend.turns[0].abort(UpstreamTimeout(should_retry=False))
+    assert isinstance(await outcome(client), UpstreamTimeout)
+    await settled()
+    assert house.backend.turns[0].cancelled
+    house.assert_empty()
+
+
+async def test_after_the_end_nothing_begins(house: House) -> None:
+    await house.registry.end()
+    refused = await outcome(await house.client("a"))
+    assert isinstance(refused, ShuttingDown)
+    assert refused.should_retry is True
+    assert house.backend.turns == []
+
+
+async def test_end_while_a_turn_is_opened(house: House) -> None:
+    house.backend.play(Script(opening=(Hang(),)))
+    task = await house.client("a")
+    await house.registry.end()
+    assert isinstance(await outcome(task), ShuttingDown)
+
+
+async def test_end_while_letta_is_busy(house: House) -> None:
+    house.backend.play(Script(opening=(Break(ConversationBusy()),) * 99))
+    task = await house.client("a")
+    await house.registry.end()
+    assert isinstance(await outcome(task), ShuttingDown)
+    assert house.backend.turns[0].opened == 1
+
+
+async def test_end_at_the_moment_of_the_hand_over_opens_nothing_more() -> None:
+    for moment in range(8):
+        house = House()
+        house.backend.play(TALKS_FOR_EVER, TALKS_FOR_EVER)
+        first, second = [await house.client(name) for name in "ab"]
+        first.cancel()
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(1):
+            await house.registry.end()
+        assert isinstance(await outcome(second), ShuttingDown)
+        await settled()
+        house.assert_empty()
+
+
+async def test_turn_that_cannot_be_settled_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE", 0.02)
+    house = House()
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=([HI], Hang()), settling=(Hold(gate),)))
+    task = await house.client("a")
+    await house.registry.end()
+    assert isinstance(await outcome(task), ShuttingDown)
+    assert house.registry.held == 1
+    gate.set()
+    await settled()
+    house.assert_empty()
+
+
+# Anything at any time ------------------------------------------------------------------------------------------------
+
+
+class Chaos:
+    """One random run: clients come, leave and give up, turns break, hang and end, in any order."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        policy = TurnPolicy(
+            on_disconnect=self.chance.choice(["cancel", "finish"]),
+            queue_depth=self.chance.randrange(4),
+            queue_wait=self.chance.choice([0.0, 0.001, 30.0]),
+            max_turns=self.chance.choice([3, 100]),
+        )
+        self.house = House(policy)
+        self.gates: list[asyncio.Event] = []
+        self.tasks: list[asyncio.Task[int]] = []
+
+    async def run(self) -> None:
+        """Do some things at random, then let all go and see that nothing is left."""
+        actions: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            self.come,
+            self.come,
+            self.go,
+            self.open_gate,
+            self.wait,
+        ]
+        for _ in range(self.chance.randrange(3, 24)):
+            await self.chance.choice(actions)()
+        self.house.backend.usual = Script(steps=([Stop("end_turn")],))
+        if self.chance.random() < 0.3:
+            ending = self.house.clients.spawn(self.house.registry.end(), "end")
+            await self.wait()
+            self.open_gates()
+            await ending
+        self.open_gates()
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*self.tasks, return_exceptions=True)
+            await self.house.registry._idle.wait()
+        await settled()
+        self.house.assert_empty()
+        for result in results:
+            assert isinstance(result, int | GatewayError | asyncio.CancelledError), result
+
+    def open_gates(self) -> None:
+        for gate in self.gates:
+            gate.set()
+
+    async def come(self) -> None:
+        self.house.backend.play(self.script())
+        agent = self.chance.choice(["agent-1", "agent-1", "agent-2"])
+        self.tasks.append(self.house.clients.spawn(self.house.talk(f"{len(self.tasks)}", agent), "client"))
+
+    async def go(self) -> None:
+        if self.tasks:
+            self.chance.choice(self.tasks).cancel()
+
+    async def open_gate(self) -> None:
+        if self.gates:
+            self.chance.choice(self.gates).set()
+
+    async def wait(self) -> None:
+        for _ in range(self.chance.randrange(6)):
+            await asyncio.sleep(0)
+
+    def script(self) -> Script:
+        def some(*steps: Any) -> tuple[Any, ...]:
+            return tuple(self.chance.choices(steps, k=self.chance.randrange(3)))
+
+        gate = asyncio.Event()
+        self.gates.append(gate)
+        broken = Break(UpstreamUnavailable())
+        ends: tuple[Any, ...] = self.chance.choice([([Stop("end_turn")],), (), (broken,)])
+        return Script(
+            steps=(*some([HI], [HI], Hold(gate), Pause(0)), *ends),
+            opening=some(Hold(gate), Pause(0), Pause(0), broken),
+            settling=some(Hold(gate), Pause(0), broken),
+        )
+
+
+async def test_nothing_leaks_in_a_thousand_random_runs() -> None:
+    idle = len(asyncio.all_tasks())
+    for seed in range(1_000):
+        try:
+            await Chaos(seed).run()
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+    assert len(asyncio.all_tasks()) == idle

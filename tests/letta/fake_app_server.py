@@ -1,0 +1,567 @@
+"""An App Server that writes down its commands and answers them as it is told, by default as a quick, healthy one does.
+
+::
+
+    async with FakeAppServer() as server:
+        server.on("input", turn(says("Hi"), finished()), recorded("2-text-turn", "m2"))   # in order; the last one stays
+        ...
+        assert server.asked("input")[0]["payload"]["client_tool_allowlist"] == []
+
+An ``Answer`` is a coroutine function of the ``Exchange``; each command is answered by a task of its own, so that a turn
+can be aborted while it says something. Frames look as letta 0.34.12 writes them; ``tests/data/app_server`` holds some.
+"""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Self, TypeAlias
+
+from aiohttp import ClientError, WSMsgType, web
+
+from gateway.letta.app_server_wire import THREAD
+
+FOLDER: Final = Path(__file__).parent.parent / "data" / "app_server"
+AGENT: Final = "agent-local-00000000-0000-4000-8000-000000000001"
+OTHER: Final = "agent-local-00000000-0000-4000-8000-000000000002"
+NAMES: Final = {AGENT: "friend", OTHER: "scholar"}
+THREADS: Final = {AGENT: "local-conv-1", OTHER: "local-conv-2"}
+"""Each agent has its thread already, and every conversation of its own."""
+MODELS: Final = ("lmstudio/scripted-model", "lmstudio/other-model")
+SOON: Final = 5.0
+
+Fields: TypeAlias = dict[str, Any]
+
+
+class Exchange:
+    """One command, and the connection on which it came; events that are sent belong to its runtime."""
+
+    def __init__(self, server: "FakeAppServer", ws: web.WebSocketResponse, command: Fields) -> None:
+        self.server = server
+        self.command = command
+        self.runtime: Fields = command.get("runtime") or {
+            name: command.get(name) for name in ("agent_id", "conversation_id")
+        }
+        self._ws = ws
+
+    @property
+    def conversation(self) -> tuple[str, str]:
+        """Name the runtime."""
+        return self.runtime["agent_id"], self.runtime["conversation_id"]
+
+    async def raw(self, data: str | bytes) -> None:
+        """Send something, whatever it is."""
+        if isinstance(data, str):
+            await self._ws.send_str(data)
+        else:
+            await self._ws.send_bytes(data)
+
+    async def frame(self, kind: str, **fields: Any) -> None:
+        """Send a frame."""
+        await self.raw(json.dumps({"type": kind, **fields}))
+
+    async def reply(self, **fields: Any) -> None:
+        """Reply to the command."""
+        request = self.command["request_id"]
+        await self.frame(f"{self.command['type']}_response", **{"request_id": request, "success": True, **fields})
+
+    async def event(self, kind: str, **fields: Any) -> None:
+        """Send an event of the runtime."""
+        await self.frame(kind, **{"runtime": self.runtime, "event_seq": next(self.server.numbers), **fields})
+
+    async def close(self) -> None:
+        """Close the connection as the protocol has it."""
+        await self._ws.close()
+
+    def cut(self) -> None:
+        """Break the connection."""
+        cut(self._ws)
+
+    def garbage(self) -> None:
+        """Send bytes that are no WebSocket frame."""
+        transport = _transport(self._ws)
+        assert transport is not None
+        transport.write(b"\xff" * 8)
+
+
+Answer: TypeAlias = Callable[[Exchange], Awaitable[None]]
+Step: TypeAlias = Answer
+"""A piece of an answer."""
+
+
+# Steps ---------------------------------------------------------------------------------------------------------------
+
+
+def accepted(disposition: str | None = "started", *, accepted: bool = True, error: str | None = None) -> Step:
+    """Accept the input, or refuse it."""
+
+    async def step(exchange: Exchange) -> None:
+        fields = {"accepted": accepted, "disposition": disposition, "error": error}
+        told = {name: value for name, value in fields.items() if value is not None}
+        await exchange.frame(
+            "input_accepted", request_id=exchange.command["request_id"], runtime=exchange.runtime, **told
+        )
+
+    return step
+
+
+def delta(message_type: str, **fields: Any) -> Step:
+    """Send one message of the turn."""
+
+    async def step(exchange: Exchange) -> None:
+        message = {"type": "message", "message_type": message_type, "run_id": "local-run-1", **fields}
+        await exchange.event("stream_delta", delta=message)
+
+    return step
+
+
+def event(kind: str, **fields: Any) -> Step:
+    """Send an event of the runtime, or of another one where the fields name it."""
+
+    async def step(exchange: Exchange) -> None:
+        await exchange.event(kind, **fields)
+
+    return step
+
+
+def says(text: str, message: str = "ui-msg-1") -> Step:
+    """Send a piece of the agent's text."""
+    return delta("assistant_message", id=message, content=[{"type": "text", "text": text}])
+
+
+def usage(prompt: int, completion: int, cached: int = 0) -> Step:
+    """Send the token counts of a step."""
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return delta("usage_statistics", **counts, cached_input_tokens=cached, reasoning_tokens=0)
+
+
+def stop(reason: str) -> Step:
+    """Send the stop reason of a step."""
+    return delta("stop_reason", stop_reason=reason)
+
+
+def finished(reason: str = "end_turn", error: str | None = None) -> Step:
+    """End the turn."""
+    return event("turn_finished", turn_id="turn-1", stop_reason=reason, **({} if error is None else {"error": error}))
+
+
+def queued(item: str = "q-1") -> Step:
+    """Let the input wait for another turn."""
+
+    async def step(exchange: Exchange) -> None:
+        exchange.server.queue[item] = exchange.command["request_id"]
+        await accepted("queued")(exchange)
+        await exchange.event("update_queue", queue=_queue(exchange.server), removed=[])
+
+    return step
+
+
+def unqueued(item: str = "q-1", disposition: str = "dequeued") -> Step:
+    """Let the input wait no longer."""
+
+    async def step(exchange: Exchange) -> None:
+        request = exchange.server.queue.pop(item, None)
+        removed = [{"client_message_id": request, "disposition": disposition}] if request else []
+        await exchange.event("update_queue", queue=_queue(exchange.server), removed=removed)
+
+    return step
+
+
+def raw(data: str | bytes) -> Step:
+    """Send something, whatever it is."""
+
+    async def step(exchange: Exchange) -> None:
+        await exchange.raw(data)
+
+    return step
+
+
+def wait(event: asyncio.Event) -> Step:
+    """Wait for the test's word."""
+
+    async def step(_: Exchange) -> None:
+        await event.wait()
+
+    return step
+
+
+async def hang(_: Exchange) -> None:
+    """Say nothing more, until the turn is aborted."""
+    await asyncio.get_running_loop().create_future()
+
+
+async def close(exchange: Exchange) -> None:
+    """Close the connection as the protocol has it."""
+    await exchange.close()
+
+
+async def garbage(exchange: Exchange) -> None:
+    """Send bytes that are no WebSocket frame."""
+    exchange.garbage()
+
+
+async def cut_off(exchange: Exchange) -> None:
+    """Break the connection."""
+    exchange.cut()
+
+
+# Answers -------------------------------------------------------------------------------------------------------------
+
+
+def script(*steps: Step) -> Answer:
+    """Do one after the other."""
+
+    async def answer(exchange: Exchange) -> None:
+        for step in steps:
+            await step(exchange)
+
+    return answer
+
+
+def turn(*steps: Step) -> Answer:
+    """Accept the input and go on so."""
+    return script(accepted(), *steps)
+
+
+def replies(**fields: Any) -> Answer:
+    """Reply so."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.reply(**fields)
+
+    return answer
+
+
+def recorded(name: str, request_id: str) -> Answer:
+    """Answer with the frames that were recorded after a command, as if they were meant for this one."""
+    command, frames = _recording(name, request_id)
+    was: Fields = command.get("runtime") or {}
+
+    async def answer(exchange: Exchange) -> None:
+        names = {request_id: exchange.command["request_id"]}
+        names |= {old: exchange.runtime[name] for name, old in was.items()}
+        for frame in frames:
+            await exchange.raw(json.dumps(_renamed(frame, names)))
+
+    return answer
+
+
+def frames_of(name: str) -> list[Fields]:
+    """Return every frame of a recording; the listing of models was cut short when it was recorded."""
+    return [json.loads(line[2:]) for line in _lines(name) if line.startswith("< ") and line.endswith("}")]
+
+
+def _lines(name: str) -> list[str]:
+    return (FOLDER / f"{name}.jsonl").read_text("utf-8").split("\n")
+
+
+def _recording(name: str, request_id: str) -> tuple[Fields, list[Fields]]:
+    command: Fields = {}
+    frames: list[Fields] = []
+    for line in _lines(name):
+        if line.startswith("> {") and '"type"' in line:
+            if command:
+                break
+            asked = json.loads(line[2:])
+            command = asked if asked["request_id"] == request_id else {}
+        elif line.startswith("< ") and command:
+            frames.append(json.loads(line[2:]))
+    assert frames, (name, request_id)
+    return command, frames
+
+
+def _renamed(value: Any, names: Fields) -> Any:
+    match value:
+        case dict():
+            return {key: _renamed(inner, names) for key, inner in value.items()}
+        case list():
+            return [_renamed(inner, names) for inner in value]
+        case str():
+            return names.get(value, value)
+        case _:
+            return value
+
+
+def _queue(server: "FakeAppServer") -> list[Fields]:
+    return [{"id": item, "client_message_id": request, "kind": "message"} for item, request in server.queue.items()]
+
+
+WELL: Final = turn(says("Hel"), says("lo"), usage(100, 20), stop("end_turn"), finished())
+"""A whole turn."""
+
+
+# What a healthy server does -------------------------------------------------------------------------------------------
+
+
+async def _list_agents(exchange: Exchange) -> None:
+    query = exchange.command["query"]
+    wanted = query.get("query_text", "").lower()
+    rows = [row for row in exchange.server.agents.values() if wanted in f"{row['id']} {row['name']}".lower()]
+    ids = [row["id"] for row in rows]
+    first = ids.index(query["after"]) + 1 if "after" in query else 0
+    await exchange.reply(agents=rows[first : first + query["limit"]])
+
+
+async def _create_agent(exchange: Exchange) -> None:
+    agents = exchange.server.agents
+    row = agent_row(f"agent-local-{len(agents)}", **exchange.command["body"])
+    agents[row["id"]] = row
+    await exchange.reply(agent=row)
+
+
+async def _update_agent(exchange: Exchange) -> None:
+    agent = exchange.server.agents[exchange.command["agent_id"]]
+    agent |= exchange.command["body"]
+    await exchange.reply(agent=agent)
+
+
+async def _list_conversations(exchange: Exchange) -> None:
+    query = exchange.command["query"]
+    wanted = query.get("summary_search", "").lower()
+    rows = [row for row in exchange.server.conversations if wanted in (row["summary"] or "").lower()]
+    await exchange.reply(conversations=rows[: query["limit"]])
+
+
+async def _create_conversation(exchange: Exchange) -> None:
+    body, rows = exchange.command["body"], exchange.server.conversations
+    if body["agent_id"] not in exchange.server.agents:
+        await exchange.reply(success=False, conversation=None, error=f"Agent {body['agent_id']} not found")
+        return
+    rows.append(conversation_row(f"local-conv-new-{len(rows)}", **body))
+    await exchange.reply(conversation=rows[-1])
+
+
+async def _fork_conversation(exchange: Exchange) -> None:
+    wanted, rows = exchange.command["conversation_id"], exchange.server.conversations
+    for row in rows:
+        if row["id"] == wanted:
+            rows.append({**row, "id": f"local-conv-fork-{len(rows)}", "created_at": f"{row['created_at']}-later"})
+            await exchange.reply(conversation={"id": rows[-1]["id"]})
+            return
+    await exchange.reply(success=False, conversation=None, error=f"Conversation {wanted} not found")
+
+
+async def _start_runtime(exchange: Exchange) -> None:
+    agent_id, wanted = exchange.command["agent_id"], exchange.command["conversation_id"]
+    if agent_id not in exchange.server.agents:
+        await exchange.reply(success=False, runtime=None, error=f"Agent {agent_id} not found")
+    elif all(row["id"] != wanted for row in exchange.server.conversations):
+        await exchange.reply(success=False, runtime=None, error=f"Conversation {wanted} not found")
+    else:
+        await exchange.reply(runtime={"agent_id": agent_id, "conversation_id": wanted})
+
+
+async def _abort(exchange: Exchange) -> None:
+    running = exchange.server.running.pop(exchange.conversation, None)
+    if running is not None:
+        running.cancel()
+    await exchange.reply(runtime=exchange.runtime, aborted=running is not None)
+    if running is not None:
+        await finished("cancelled")(exchange)
+
+
+async def _remove(exchange: Exchange) -> None:
+    item = exchange.command["item_id"]
+    await exchange.reply(success=item in exchange.server.queue, item_id=item)
+    await unqueued(item, "cancelled")(exchange)
+
+
+def agent_row(agent_id: str, name: str, **fields: Any) -> Fields:
+    """Return an agent as it is listed."""
+    return {"id": agent_id, "name": name, "description": None, "model": MODELS[0], "tools": [], **fields}
+
+
+def conversation_row(conversation_id: str, agent_id: str, summary: str | None, created_at: str = "2026") -> Fields:
+    """Return a conversation as it is listed."""
+    return {"id": conversation_id, "agent_id": agent_id, "summary": summary, "created_at": created_at}
+
+
+_DEFAULTS: Final[dict[str, Answer]] = {
+    "app_server_info": replies(backend="local", letta_code_version="0.34.12", protocol_version=1),
+    "list_models": replies(entries=[{"id": handle, "handle": handle} for handle in MODELS]),
+    "agent_list": _list_agents,
+    "agent_create": _create_agent,
+    "agent_update": _update_agent,
+    "conversation_create": _create_conversation,
+    "conversation_fork": _fork_conversation,
+    "conversation_list": _list_conversations,
+    "runtime_start": _start_runtime,
+    "input": WELL,
+    "abort_message": _abort,
+    "remove_queue_item": _remove,
+}
+
+
+# The server ----------------------------------------------------------------------------------------------------------
+
+
+def cut(ws: web.WebSocketResponse) -> None:
+    """Break a connection."""
+    transport = _transport(ws)
+    if transport is not None:
+        transport.abort()
+
+
+def _transport(ws: web.WebSocketResponse) -> asyncio.Transport | None:
+    writer = ws._writer
+    return None if writer is None else writer.transport
+
+
+class FakeAppServer:
+    """Listens for as long as the context; ``commands`` came in this order, ``connections`` were made so far.
+
+    ``refuses`` is the status of handshakes while it is set, ``door`` holds them up while it is clear. Commands of kinds
+    that it does not know are ignored without a word, as by the real one.
+    """
+
+    def __init__(self, token: str | None = None) -> None:
+        self.token = token
+        self.refuses: int | None = None
+        self.door = asyncio.Event()
+        self.door.set()
+        self.agents = {agent_id: agent_row(agent_id, name) for agent_id, name in NAMES.items()}
+        self.conversations = [conversation_row(thread, agent_id, THREAD) for agent_id, thread in THREADS.items()]
+        self.queue: dict[str, str] = {}
+        self.running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.commands: list[Fields] = []
+        self.connections = 0
+        self.port = 0
+        self.numbers = itertools.count(1)
+        self._answers = {kind: deque([answer]) for kind, answer in _DEFAULTS.items()}
+        self._sockets: set[web.WebSocketResponse] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        """Listen."""
+        app = web.Application()
+        app.router.add_get("/ws", self._serve)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handle_signals=False)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=1_000)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Listen no more, and drop what is open."""
+        await self.stop()
+
+    @property
+    def url(self) -> str:
+        """Return where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def open(self) -> int:
+        """Count the connections that are alive."""
+        return len(self._sockets)
+
+    def on(self, kind: str, *answers: Answer) -> None:
+        """Answer commands of a kind with these, in order; the last one stays."""
+        self._answers[kind] = deque(answers)
+
+    def asked(self, kind: str) -> list[Fields]:
+        """Return the commands of a kind."""
+        return [command for command in self.commands if command["type"] == kind]
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for ws in self._sockets:
+            cut(ws)
+
+    def freeze(self) -> None:
+        """Read nothing more from the connections that are open, as a server that hangs."""
+        for ws in self._sockets:
+            transport = _transport(ws)
+            if transport is not None:
+                transport.pause_reading()
+
+    async def stop(self) -> None:
+        """Listen no more, and drop what is open."""
+        for task in self._tasks:
+            task.cancel()
+        self.cut()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _serve(self, request: web.Request) -> web.WebSocketResponse:
+        await self.door.wait()
+        if self.refuses is not None:
+            raise _Refused(self.refuses)
+        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+            raise web.HTTPUnauthorized
+        ws = web.WebSocketResponse(compress=False, max_msg_size=0)
+        await ws.prepare(request)
+        self.connections += 1
+        self._sockets.add(ws)
+        try:
+            async for message in ws:
+                if message.type is WSMsgType.TEXT:
+                    self._take(ws, json.loads(message.data))
+        finally:
+            self._sockets.discard(ws)
+        return ws
+
+    def _take(self, ws: web.WebSocketResponse, command: Fields) -> None:
+        self.commands.append(command)
+        answers = self._answers.get(command["type"])
+        if answers is None:
+            return
+        answer = answers.popleft() if len(answers) > 1 else answers[0]
+        exchange = Exchange(self, ws, command)
+        task = asyncio.get_running_loop().create_task(self._answer(answer, exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if command["type"] == "input":
+            self.running[exchange.conversation] = task
+
+    @staticmethod
+    async def _answer(answer: Answer, exchange: Exchange) -> None:
+        with contextlib.suppress(ClientError, OSError):  # the client is gone
+            await answer(exchange)
+
+
+class _Refused(web.HTTPException):
+    def __init__(self, status: int) -> None:
+        self.status_code = status
+        super().__init__()
+
+
+# What tests of it need -----------------------------------------------------------------------------------------------
+
+
+async def until(so: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(SOON):
+        while not so():  # noqa: ASYNC110 - it is seen from outside
+            await asyncio.sleep(0.002)
+
+
+def sockets() -> set[str]:
+    """Return the sockets that this process has open."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the listing's own is gone by now
+            found.add(str(descriptor.readlink()))
+    return {link for link in found if link.startswith("socket:")}
+
+
+@asynccontextmanager
+async def nothing_leaks() -> AsyncIterator[None]:
+    """See that no socket, no task and no complaint is left at the end."""
+    complaints: list[Fields] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    before = sockets()
+    yield
+    gc.collect(1)
+    await until(lambda: sockets() <= before)
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    assert complaints == []

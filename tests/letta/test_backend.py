@@ -1,0 +1,83 @@
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gateway.letta.backend import Agent, AgentBackend, RunningTurn
+from gateway.letta.rest import RestBackend, RestConfig
+from gateway.letta.rest_turn import RestTurn
+from gateway.letta.scripted import ScriptedBackend, ScriptedTurn
+from gateway.metrics import Metrics
+from gateway.tasks import TaskSet
+from gateway.translation.agent_turn import AgentTurn, Text
+
+TURN = AgentTurn("agent-1", (Text("Hi"),))
+
+
+@asynccontextmanager
+async def both() -> AsyncIterator[list[AgentBackend]]:
+    """Return one backend of each kind, as what they are used as: mypy holds that they fit."""
+    rest: AgentBackend = RestBackend(RestConfig("http://127.0.0.1:1"), Metrics(), TaskSet())
+    scripted: AgentBackend = ScriptedBackend()
+    try:
+        yield [rest, scripted]
+    finally:
+        await rest.close()
+        await scripted.close()
+
+
+def methods(protocol: type) -> dict[str, Any]:
+    """Return what a protocol asks for."""
+    asked = {name: member for name, member in vars(protocol).items() if inspect.isfunction(member)}
+    return {name: member for name, member in asked.items() if not name.startswith("_")}
+
+
+def test_protocols_ask_for_what_the_design_says() -> None:
+    assert set(methods(AgentBackend)) == {"agents", "find_agents", "turn", "ping", "close"}
+    assert set(methods(RunningTurn)) == {"open", "deliver", "abort", "cancel", "drain", "close"}
+    assert isinstance(vars(RunningTurn)["ended"], property)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind"),
+    [
+        (AgentBackend, RestBackend),
+        (AgentBackend, ScriptedBackend),
+        (RunningTurn, RestTurn),
+        (RunningTurn, ScriptedTurn),
+    ],
+)
+def test_each_kind_has_the_whole_protocol(protocol: type, kind: type) -> None:
+    for name, asked in methods(protocol).items():
+        given = inspect.getattr_static(kind, name)
+        assert inspect.isfunction(given), name
+        assert inspect.iscoroutinefunction(given) == inspect.iscoroutinefunction(asked), name
+        assert list(inspect.signature(given).parameters) == list(inspect.signature(asked).parameters), name
+    if protocol is RunningTurn:
+        assert isinstance(inspect.getattr_static(kind, "ended"), property)
+
+
+async def test_turn_that_was_never_opened_costs_nothing() -> None:
+    async with both() as backends:
+        for backend in backends:
+            running: RunningTurn = backend.turn(TURN)
+            assert running.ended
+            running.close()
+
+
+async def test_each_turn_is_a_new_one() -> None:
+    async with both() as backends:
+        for backend in backends:
+            first, second = backend.turn(TURN), backend.turn(TURN)
+            assert first is not second
+            first.close()
+            second.close()
+
+
+def test_agents_are_compared_by_what_they_are() -> None:
+    assert Agent("agent-1", "friend", 7) == Agent("agent-1", "friend", 7)
+    assert Agent("agent-1", "friend", 7) != Agent("agent-2", "friend", 7)
+    with pytest.raises(AttributeError):
+        setattr(Agent("agent-1", "friend", 7), "name", "foe")  # noqa: B010 - mypy knows that it cannot be

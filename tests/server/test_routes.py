@@ -1,0 +1,136 @@
+import pytest
+
+from gateway.server.routes import OPERATIONS, ROUTES
+from tests.server.running import serving, settings
+from tests.server.wire import ask
+
+RULES = {
+    ("GET", "/health"): "open",
+    ("GET", "/ready"): "open",
+    ("GET", "/metrics"): "operator",
+    ("GET", "/v1/models"): "api",
+    ("GET", "/v1/models/{model:.+}"): "api",
+    ("POST", "/v1/chat/completions"): "api",
+}
+"""Who may call what: a new route without a rule here fails this test."""
+
+
+def test_every_route_has_its_rule() -> None:
+    assert {(route.method, route.path): route.access for route in ROUTES} == RULES
+    assert set(OPERATIONS) <= set(ROUTES)
+
+
+@pytest.mark.parametrize(("method", "path"), RULES)
+async def test_rule_is_kept(method: str, path: str) -> None:
+    chosen = settings(api_keys=("sk-one",), operator_key="sk-operator", trusted_networks=())
+    async with serving(chosen) as gateway:
+        target = path.replace("{model:.+}", "friend")
+        headers = {"Content-Type": "application/json"}
+
+        async def status(key: str) -> int:
+            given = {**headers, "X-Api-Key": key} if key else headers
+            return (await gateway.ask(method, target, given)).status
+
+        statuses = [await status(key) for key in ("", "wrong", "sk-one", "sk-operator")]
+    served = 400 if method == "POST" else 200
+    assert (
+        statuses
+        == {"open": [200] * 4, "operator": [403, 403, 403, 200], "api": [401, 401, served, 401]}[RULES[method, path]]
+    )
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/..%2fhealth",
+        "/v1/..%2f..%2fmetrics",
+        "/v1/../metrics",
+        "/%00",
+        "/v1/models%00",
+        "//health",
+        "/v1//models",
+        "/health/",
+        "/metrics/",
+        "/v1/models/",
+        "/v1/chat/completions/",
+        "/v1;x/models",
+        "/V1/models",
+        "/HEALTH",
+        "/v1",
+        "/",
+        "/.env",
+        "/v1/agents",
+        "/v1/tools/run",
+        "/v1/models?x=1;/../..",
+        "http://evil.example.com/v1/agents",
+    ],
+)
+async def test_path_that_is_none(target: str) -> None:
+    async with serving() as gateway:
+        answer = await gateway.ask("GET", target)
+        if target.startswith("/v1/models?") or target == "/v1/../metrics":
+            assert answer.status in (200, 404)
+        else:
+            assert (answer.status, answer.code) == (404, "unknown_url")
+        assert gateway.backend.searches == []
+
+
+@pytest.mark.parametrize("model", ["..%2f..%2fv1%2ftools", "agent-..%2f..%2ftools%2frun", "%2e%2e%2f", "a;b", "%00"])
+async def test_model_that_looks_like_a_path(model: str) -> None:
+    async with serving() as gateway:
+        answer = await gateway.ask("GET", f"/v1/models/{model}")
+        assert (answer.status, answer.code) == (404, "model_not_found")
+        assert gateway.backend.listings == 0
+
+
+async def test_model_with_a_slash_in_its_name() -> None:
+    async with serving() as gateway:
+        agent = gateway.backend.listed[0]
+        gateway.backend.listed = [type(agent)(agent.id, "team/écrivain 1", 5)]
+        for target in ("/v1/models/team/%C3%A9crivain%201", "/v1/models/team%2F%C3%A9crivain%201"):
+            assert (await gateway.ask("GET", target)).json()["id"] == "team/écrivain 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "allow"),
+    [
+        ("POST", "/health", "GET, HEAD"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("PUT", "/v1/models/friend", "GET, HEAD"),
+        ("DELETE", "/v1/models/friend", "GET, HEAD"),
+        ("OPTIONS", "/v1/models", "GET, HEAD"),
+        ("GET", "/v1/chat/completions", "POST"),
+        ("HEAD", "/v1/chat/completions", "POST"),
+        ("OPTIONS", "/v1/chat/completions", "POST"),
+        ("TRACE", "/health", "GET, HEAD"),
+        ("PROPFIND", "/v1/models", "GET, HEAD"),
+    ],
+)
+async def test_method_that_a_path_does_not_take(method: str, target: str, allow: str) -> None:
+    async with serving() as gateway:
+        body = {"Content-Type": "application/json"} if method in ("POST", "PUT") else {}
+        answer = await gateway.ask(method, target, {**body, "X-HTTP-Method-Override": "GET"})
+        assert (answer.status, answer.header("allow")) == (405, allow)
+        if method != "HEAD":
+            assert answer.code == "method_not_allowed"
+
+
+async def test_method_override_is_not_heard() -> None:
+    async with serving() as gateway:
+        headers = {"X-HTTP-Method-Override": "POST", "X-Method-Override": "POST", "X-HTTP-Method": "POST"}
+        assert (await gateway.ask("GET", "/v1/chat/completions", headers)).status == 405
+        assert gateway.backend.turns == []
+
+
+@pytest.mark.parametrize("target", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/friend"])
+async def test_head_is_get_without_a_body(target: str) -> None:
+    async with serving() as gateway:
+        got, head = await gateway.ask("GET", target), await gateway.ask("HEAD", target)
+        assert (head.status, head.body) == (200, b"")
+        assert head.header("content-type") == got.header("content-type")
+
+
+async def test_request_for_another_server_is_not_passed_on() -> None:
+    async with serving() as gateway:
+        assert (await gateway.raw(b"CONNECT evil.example.com:443 HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 404
+        assert (await ask(gateway.port, "OPTIONS", "*")).status == 404

@@ -1,0 +1,30 @@
+from collections.abc import Iterator
+
+import msgspec
+from aiohttp import web
+
+from gateway import keys
+from gateway.letta.scripted import ScriptedBackend
+from gateway.server.app import build_app
+from tests.server.running import settings
+
+
+def every(kind: type) -> Iterator[tuple[str, object]]:
+    yield from ((name, value) for name, value in vars(keys).items() if isinstance(value, kind))
+
+
+async def test_composition_root_fills_every_place() -> None:
+    app = build_app(settings(), backend=ScriptedBackend())
+    for name, key in every(web.AppKey):
+        assert key in app, name
+
+
+def test_names_are_told_apart() -> None:
+    for kind in (web.AppKey, web.RequestKey):
+        shown = [str(key) for _, key in every(kind)]
+        assert len(set(shown)) == len(shown) >= 4
+
+
+def test_notes_begin_empty() -> None:
+    """What nobody told does not stand in the log."""
+    assert set(msgspec.structs.asdict(keys.RequestNotes()).values()) == {None}
