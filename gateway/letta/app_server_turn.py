@@ -34,6 +34,8 @@ ACCEPT: Final = 10.0
 """Seconds for an input to be accepted before it can be stopped."""
 QUEUED: Final = 5.0
 """Seconds that an input stays in the server's queue at a time."""
+COLD: Final = 5.0
+"""Seconds for which a first turn on a thread may keep others of that kind waiting."""
 SETTLE: Final = 3.0
 """Seconds for an aborted turn to end."""
 
@@ -59,6 +61,7 @@ class AppServerTurn:
         self._is_sent = False
         self._news = asyncio.Event()
         self._accepted = asyncio.Event()
+        self._place: asyncio.TimerHandle | None = None
         self._finished = asyncio.Event()
         self._error: Exception | None = None
         self._is_closed = False
@@ -86,6 +89,7 @@ class AppServerTurn:
             self._raise_error()
 
     def _begin_anew(self) -> None:
+        self._give_place()
         self._request_id = new_request_id()
         self._queue_item = None
         self._is_withdrawn = False
@@ -140,6 +144,7 @@ class AppServerTurn:
             self._deadlines.stop()
         if self._opening is not None:
             self._opening.cancel()
+        self._give_place()
         if self._socket is not None and self._runtime is not None:
             self._socket.forget(self._runtime, self)
         self._backend.metrics.skipped_frames.inc(self._frames.unknown)
@@ -160,6 +165,9 @@ class AppServerTurn:
                     self._finish(frame)
             case "update_queue":
                 self._look_at_queue(frame)
+            case "update_loop_status":
+                if self._accepted.is_set() and frame.loop_status.status == wire.MODEL_ASKED:
+                    self._give_place()
             case _:
                 return
 
@@ -167,13 +175,17 @@ class AppServerTurn:
         """Learn that the socket is gone, and the turn with it."""
         if self._finished.is_set():
             return
-        self._finished.set()
-        self._accept()
+        self._finish_unheard()
         self._end(UpstreamTruncated(should_retry=False))
 
     def _accept(self) -> None:
         self._accepted.set()
         self._news.set()
+
+    def _finish_unheard(self) -> None:
+        self._finished.set()
+        self._give_place()
+        self._accept()
 
     def _decode(self, delta: msgspec.Raw, size: int) -> None:
         if self._finished.is_set() or self._error is not None:
@@ -186,8 +198,9 @@ class AppServerTurn:
             return
         if not batch:
             return
-        if self._deadlines is not None:
+        if self._deadlines is not None and self._deadlines.silent:
             self._deadlines.silent = False
+            self._give_place()
         if self._is_flooded:
             return
         self._waiting.append((batch, size))
@@ -202,6 +215,7 @@ class AppServerTurn:
         if self._finished.is_set():
             return
         self._finished.set()
+        self._give_place()
         self._waiting.append(([_end(frame.stop_reason, frame.error or self._frames.trouble)], 0))
         self._hand_on()
 
@@ -216,8 +230,7 @@ class AppServerTurn:
             if removed.disposition == "dequeued":
                 self._accept()
             elif not self._accepted.is_set() and not self._is_withdrawn:
-                self._finished.set()
-                self._accept()
+                self._finish_unheard()
                 self._end(TurnCancelled(should_retry=False))
 
     # The way out -----------------------------------------------------------------------------------------------------
@@ -248,6 +261,21 @@ class AppServerTurn:
             raise self._error
 
     async def _start(self) -> None:
+        if self._backend.is_warm(self._turn.agent_id):
+            await self._send()
+            return
+        await self._backend.cold_starts.acquire()
+        self._place = asyncio.get_running_loop().call_later(COLD, self._give_place)
+        await self._send()
+
+    def _give_place(self) -> None:
+        """Let the next cold turn start."""
+        if self._place is not None:
+            self._place.cancel()
+            self._place = None
+            self._backend.cold_starts.release()
+
+    async def _send(self) -> None:
         agent_id = self._turn.agent_id
         socket, runtime = self._socket, self._runtime = await self._backend.thread_of(agent_id)
         command = wire.input_of(self._turn, runtime, self._request_id, self._backend.tools_of(agent_id))
@@ -257,8 +285,7 @@ class AppServerTurn:
         self._is_sent = True
         reply = await self._backend.reply(socket, command, self._backend.config.limits.turn)
         if not (reply.success and reply.accepted):
-            self._finished.set()
-            self._accept()
+            self._finish_unheard()
             raise failures.of_refusal(reply.error)
         if not self._accepted.is_set():
             await self._wait_for_another(socket, runtime)

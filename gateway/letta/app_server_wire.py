@@ -204,6 +204,12 @@ class Unqueued(Struct):
     disposition: str = ""
 
 
+class LoopStatus(Struct, frozen=True):
+    """What the server is at in a turn."""
+
+    status: str = ""
+
+
 class Incoming(Struct):
     """Any frame: which fields it has depends on its type."""
 
@@ -218,6 +224,7 @@ class Incoming(Struct):
     subagent_id: str | None = None
     queue: list[QueueItem] = []
     removed: list[Unqueued] = []
+    loop_status: LoopStatus = LoopStatus()
 
 
 class Reply(Struct):
@@ -290,6 +297,8 @@ decode_incoming: Final = msgspec.json.Decoder(Incoming).decode
 encode: Final = msgspec.json.Encoder().encode
 
 NO_TOOLS: Final = Toolset("none")
+MODEL_ASKED: Final = "WAITING_FOR_API_RESPONSE"
+"""The loop status from which a turn waits for its model, not for the server."""
 
 
 def input_of(turn: AgentTurn, runtime: Runtime, request_id: str, tools: tuple[str, ...]) -> Input:

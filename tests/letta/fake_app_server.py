@@ -327,7 +327,8 @@ async def _list_conversations(exchange: Exchange) -> None:
     await exchange.reply(conversations=rows[: query["limit"]])
 
 
-async def _create_conversation(exchange: Exchange) -> None:
+async def create_conversation(exchange: Exchange) -> None:
+    """Make a conversation."""
     body, rows = exchange.command["body"], exchange.server.conversations
     if body["agent_id"] not in exchange.server.agents:
         await exchange.reply(success=False, conversation=None, error=f"Agent {body['agent_id']} not found")
@@ -387,7 +388,7 @@ _DEFAULTS: Final[dict[str, Answer]] = {
     "agent_list": _list_agents,
     "agent_create": _create_agent,
     "agent_update": _update_agent,
-    "conversation_create": _create_conversation,
+    "conversation_create": create_conversation,
     "conversation_fork": _fork_conversation,
     "conversation_list": _list_conversations,
     "runtime_start": _start_runtime,

@@ -46,9 +46,11 @@ from tests.letta.fake_app_server import (
     Answer,
     Exchange,
     FakeAppServer,
+    Step,
     accepted,
     agent_row,
     close,
+    create_conversation,
     cut_off,
     delta,
     event,
@@ -1105,3 +1107,78 @@ async def test_several_turns_at_once(server: FakeAppServer, new_turn: NewTurn) -
     gate.set()
     said = await asyncio.gather(*(heard(running) for running in turns))
     assert said == [[TextDelta(agent), TextDelta("!"), Stop("end_turn")] for agent in agents]
+
+
+# First turns on new threads ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cold_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one turn at a time start on a thread yet to be made."""
+    monkeypatch.setattr(app_server, "COLD_STARTS", 1)
+
+
+def asked_model() -> Step:
+    """Tell that the turn waits for its model."""
+    return event("update_loop_status", loop_status={"status": "WAITING_FOR_API_RESPONSE", "active_run_ids": []})
+
+
+@pytest.mark.usefixtures("cold_starts")
+@pytest.mark.parametrize("sign", [asked_model(), says("Hel"), finished(), cut_off])
+async def test_new_thread_waits_until_the_one_before_is_under_way(
+    server: FakeAppServer, new_turn: NewTurn, sign: Step
+) -> None:
+    go_on, end = asyncio.Event(), asyncio.Event()
+    server.conversations.clear()
+    server.on("input", turn(wait(go_on), sign, wait(end), finished()), WELL)
+    first, second = new_turn(), new_turn(agent=OTHER)
+    await first.open()
+    opening = asyncio.get_running_loop().create_task(second.open())
+    await asyncio.sleep(0.05)
+    assert len(server.asked("conversation_create")) == 1
+    go_on.set()
+    await until(lambda: len(server.asked("input")) == 2)
+    assert not end.is_set(), "the first one goes on"
+    end.set()
+    await opening
+    assert (await heard(second))[-1] == Stop("end_turn")
+    assert (await said_by(new_turn(agent=OTHER)))[-1] == Stop("end_turn"), "a thread that is there waits for nobody"
+
+
+@pytest.mark.usefixtures("cold_starts")
+async def test_new_thread_that_hangs_holds_up_the_next_one_for_a_while(
+    server: FakeAppServer, new_turn: NewTurn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_server_turn, "COLD", 0.2)
+    server.conversations.clear()
+    server.on("input", turn(hang), WELL)
+    await new_turn().open()
+    assert (await said_by(new_turn(agent=OTHER)))[-1] == Stop("end_turn")
+
+
+@pytest.mark.usefixtures("cold_starts")
+async def test_new_thread_that_is_given_up_makes_room(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.conversations.clear()
+    server.on("conversation_create", hang, create_conversation)
+    given_up, waiting = new_turn(), new_turn(agent=OTHER)
+    opening = [asyncio.get_running_loop().create_task(running.open()) for running in (given_up, waiting)]
+    await until(lambda: server.asked("conversation_create"))
+    opening[0].cancel()
+    given_up.close()
+    await opening[1]
+    assert (await heard(waiting))[-1] == Stop("end_turn")
+    assert waiting._backend.cold_starts._value == 1
+
+
+@pytest.mark.usefixtures("cold_starts")
+async def test_who_waits_for_room_and_goes_away_takes_none(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.conversations.clear()
+    server.on("input", turn(hang))
+    first, second = new_turn(), new_turn(agent=OTHER)
+    await first.open()
+    await give_up(second.open, lambda: second._opening is not None)
+    second.close()
+    first.close()
+    await until(lambda: not first._backend.tasks)
+    assert first._backend.cold_starts._value == 1
+    assert len(server.asked("conversation_create")) == 1

@@ -62,7 +62,7 @@ async def test_server_killed_in_mid_stream(letta: LettaServer, agent: Agent) -> 
 
         await asyncio.to_thread(letta.start)
         async with asyncio.timeout(5):  # what was found stands for a second, and the server may be back sooner
-            while (await gateway.ask("GET", "/ready")).status != 200:
+            while (await gateway.ask("GET", "/ready")).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         async with asyncio.timeout(30):
             while True:
