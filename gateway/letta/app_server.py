@@ -12,9 +12,11 @@ from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
+import structlog
 
 from gateway.errors import (
     BackendError,
+    GatewayError,
     UpstreamAuthFailed,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -44,8 +46,11 @@ COLD_STARTS: Final = 6
 twenty at once all get their first token when the last does: one after the other, half of them need a third less."""
 MOST_PAGES: Final = 1_000
 CONTROL_TIMEOUT: Final = 15.0
+MODELS_TIMEOUT: Final = 5.0
 PING_TIMEOUT: Final = 3.0
 LONGEST_HEARTBEAT: Final = 20.0
+
+_log: Final = structlog.get_logger("gateway.letta")
 
 
 class AppServerConfig(msgspec.Struct, frozen=True):
@@ -168,12 +173,30 @@ class AppServerBackend:
         """Return an agent's own thread, and the socket that hears it."""
         slot = self._slots[hashlib.blake2s(agent_id.encode()).digest()[0] % SOCKETS]
         socket = await self._socket(slot)
+        await self._load_models(socket)
         if agent_id not in self._threads:
             await self._list_threads()
         known = self._threads.get(agent_id)
         if known is None or not await self._started(socket, known):  # there is none yet, or it was deleted meanwhile
             known = self._threads[agent_id] = await self._new_thread(socket, agent_id)
         return socket, known
+
+    async def _load_models(self, socket: Socket) -> None:
+        """Have the server look up its models before a socket's first turn.
+
+        It does so when the first turn needs one, and fails the turns that come meanwhile: "Unknown model" (letta
+        0.34.12).
+        """
+        if socket.models_asked:
+            return
+        async with self._listing:
+            if socket.models_asked:
+                return
+            try:
+                await socket.ask(wire.ListModels(request_id=new_request_id()), MODELS_TIMEOUT)
+            except GatewayError as error:
+                _log.warning("letta's models not listed", code=error.code)
+            socket.models_asked = True
 
     async def _started(self, socket: Socket, runtime: Runtime) -> bool:
         """Let the socket hear a conversation; False where there is no such conversation."""

@@ -43,6 +43,7 @@ class Socket:
         self._listeners: dict[Runtime, Listener] = {}
         self.started: set[Runtime] = set()
         """Conversations that this socket hears."""
+        self.models_asked = False
         self.is_lost = False
 
     async def read(self) -> None:

@@ -133,6 +133,13 @@ def of_finish(reason: str | None, text: str) -> GatewayError:
             code="unknown_server_tool",
             should_retry=False,
         )
+    if _NO_MODEL in text:
+        return TurnFailed(
+            "The agent's model is not to be had on the Letta server: the operator should connect its provider there, "
+            "or choose another model for the agent.",
+            code="model_not_available",
+            should_retry=False,
+        )
     status = _STATUS.search(text)
     known = _PROVIDER_STATUSES.get(status[1]) if status is not None else None
     if known is not None:
@@ -157,6 +164,7 @@ def of_refusal(text: str | None) -> GatewayError:
     return UpstreamRejected(should_retry=False)
 
 
+_NO_MODEL: Final = "Unknown model "
 _NO_TOOL: Final = "Unknown bundled client tool"
 _STATUS: Final = re.compile(r"(?:^|\")([45]\d\d): ")
 _PROVIDER_STATUSES: Final[dict[str, Callable[[], GatewayError]]] = {

@@ -1,7 +1,7 @@
 """`python -m tests.bench.app_server`: time to first token, the gateway against the App Server's own OpenAI surface.
 
-One fresh App Server for each crowd, one scripted model behind both; the two take turns within one run. The App Server's own surface
-builds a conversation for each request that names no chat, as the OpenAI SDK's do, and deletes it afterwards.
+One fresh App Server for each crowd, one scripted model behind both; the two take turns within one run. The server's own
+surface builds a conversation for each request that names no chat, as the OpenAI SDK's do, and deletes it afterwards.
 """
 
 import asyncio

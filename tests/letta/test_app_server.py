@@ -257,6 +257,25 @@ async def test_thread_is_found_and_started_once(server: FakeAppServer, backend: 
     assert (start["agent_id"], start["conversation_id"]) == (AGENT, THREADS[AGENT])
 
 
+async def test_models_are_looked_up_before_the_first_turn(server: FakeAppServer, backend: AppServerBackend) -> None:
+    """The server fails turns that come while it looks them up for another one."""
+    await asyncio.gather(*(said_by(backend) for _ in range(2)))
+    kinds = [command["type"] for command in server.commands]
+    assert kinds.count("list_models") == 1
+    assert kinds.index("list_models") < kinds.index("input")
+    await lose_all(server, backend)
+    await said_by(backend)
+    assert len(server.asked("list_models")) == 2, "it may be another server by now"
+
+
+async def test_models_that_cannot_be_looked_up_stop_no_turn(
+    server: FakeAppServer, backend: AppServerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_server, "MODELS_TIMEOUT", 0.1)
+    server.on("list_models", hang)
+    assert (await said_by(backend))[-1] == Stop("end_turn")
+
+
 async def test_agent_without_a_thread_gets_one(server: FakeAppServer, backend: AppServerBackend) -> None:
     server.conversations = [
         conversation_row("c-1", AGENT, "Something else"),

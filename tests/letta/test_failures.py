@@ -78,6 +78,7 @@ def test_stop_that_is_not_good(reason: str | None) -> None:
         ("error", "something with secret", "agent_run_failed"),
         ("error", "Agent agent-1 not found", "agent_gone"),
         ("error", "Unknown bundled client tool: Teapot", "unknown_server_tool"),
+        ("error", 'Unknown model "demo" for provider "lmstudio". Choose an available model.', "model_not_available"),
         ("llm_api_error", '400: {"error":"secret"}', "upstream_rejected"),
         ("error", "401: secret", "model_auth_failed"),
         ("error", "402: secret", "insufficient_quota"),

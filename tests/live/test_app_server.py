@@ -124,6 +124,15 @@ async def test_an_agent_whose_model_hung_answers_again(app_server: AppServer, ag
         assert await says(client, agent, "and now?") == "You said: and now?"
 
 
+async def test_first_turns_of_several_agents_at_once_on_a_server_just_started(app_server: AppServer) -> None:
+    agents = [app_server.create_agent() for _ in range(5)]
+    await asyncio.to_thread(app_server.kill)
+    await asyncio.to_thread(app_server.start)
+    async with client_before(app_server) as client:
+        said = await asyncio.gather(*(says(client, agent, "hello") for agent in agents))
+    assert said == ["You said: hello"] * 5
+
+
 async def test_two_gateways_with_agents_of_their_own(app_server: AppServer, agent: Agent) -> None:
     other = app_server.create_agent()
     async with client_before(app_server) as first, client_before(app_server) as second:
