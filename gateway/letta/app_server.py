@@ -173,7 +173,8 @@ class AppServerBackend:
         """Return an agent's own thread, and the socket that hears it."""
         slot = self._slots[hashlib.blake2s(agent_id.encode()).digest()[0] % SOCKETS]
         socket = await self._socket(slot)
-        await self._load_models(socket)
+        if not socket.models_asked:
+            await self._load_models(socket)
         if agent_id not in self._threads:
             await self._list_threads()
         known = self._threads.get(agent_id)
@@ -187,8 +188,6 @@ class AppServerBackend:
         It does so when the first turn needs one, and fails the turns that come meanwhile: "Unknown model" (letta
         0.34.12).
         """
-        if socket.models_asked:
-            return
         async with self._listing:
             if socket.models_asked:
                 return

@@ -259,7 +259,8 @@ async def test_thread_is_found_and_started_once(server: FakeAppServer, backend: 
 
 async def test_models_are_looked_up_before_the_first_turn(server: FakeAppServer, backend: AppServerBackend) -> None:
     """The server fails turns that come while it looks them up for another one."""
-    await asyncio.gather(*(said_by(backend) for _ in range(2)))
+    for _ in range(2):
+        await said_by(backend)
     kinds = [command["type"] for command in server.commands]
     assert kinds.count("list_models") == 1
     assert kinds.index("list_models") < kinds.index("input")

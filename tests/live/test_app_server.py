@@ -130,7 +130,7 @@ async def test_first_turns_of_several_agents_at_once_on_a_server_just_started(ap
     await asyncio.to_thread(app_server.start)
     async with client_before(app_server) as client:
         said = await asyncio.gather(*(says(client, agent, "hello") for agent in agents))
-    assert said == ["You said: hello"] * 5
+    assert said == ["You said: hello" for _ in agents]
 
 
 async def test_two_gateways_with_agents_of_their_own(app_server: AppServer, agent: Agent) -> None:
