@@ -1,9 +1,10 @@
-"""The command line: ``letta-gateway serve`` and ``letta-gateway check``."""
+"""The command line: ``letta-gateway serve``, ``letta-gateway check`` and ``letta-gateway db``."""
 
 import asyncio
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -46,6 +47,40 @@ def check(config: Path | None, show: str | None) -> None:
     settings = _settings(config)
     if not asyncio.run(run_check(settings, click.echo)):
         sys.exit(1)
+
+
+@main.group()
+def db() -> None:
+    """Look after the gateway's own database, while no gateway uses it if it is a file."""
+
+
+@db.command()
+@click.pass_obj
+def upgrade(config: Path | None) -> None:
+    """Bring the schema up to date, as 'serve' does when it starts."""
+    from gateway.storage.maintenance import upgraded  # noqa: PLC0415 - as above
+
+    settings = _settings(config)
+    click.echo(_database(upgraded, settings))
+
+
+@db.command()
+@click.pass_obj
+def current(config: Path | None) -> None:
+    """Tell which schema the database has, and which one this gateway brings."""
+    from gateway.storage.maintenance import described  # noqa: PLC0415 - as above
+
+    settings = _settings(config)
+    click.echo(_database(described, settings))
+
+
+def _database(work: Callable[[str, Path], Coroutine[Any, Any, str]], settings: Settings) -> str:
+    from gateway.storage.failures import StorageFailed  # noqa: PLC0415 - as above
+
+    try:
+        return asyncio.run(work(settings.database_url, Path(settings.home)))
+    except StorageFailed as error:
+        _stop(str(error))
 
 
 def _settings(config: Path | None) -> Settings:

@@ -9,10 +9,14 @@
     │   ├── AuthenticationFailed   401
     │   ├── Forbidden              403
     │   ├── ModelNotFound          404
+    │   ├── ToolCallNotFound       404
+    │   ├── ResponseNotFound       404
     │   ├── RouteNotFound          404
     │   ├── MethodNotAllowed       405
     │   ├── ConversationBusy       409
     │   ├── PendingApproval        409
+    │   ├── OutcomeUnknown         409
+    │   ├── IdempotencyConflict    422
     │   ├── RequestTimeout         408
     │   ├── PayloadTooLarge        413
     │   ├── UnsupportedMediaType   415
@@ -27,8 +31,12 @@
     │   ├── UpstreamQuotaExceeded  429   no credits left
     │   ├── UpstreamRejected       400   Letta did not accept the message
     │   ├── AgentGone              404   Letta knows no such agent (any more)
+    │   │   └── ConversationGone       404
     │   ├── TurnFailed             502   the agent's run failed
-    │   └── TurnCancelled          502   the run was cancelled by somebody else
+    │   ├── TurnCancelled          502   the run was cancelled by somebody else
+    │   ├── ResponseCancelled      502   the answer was cancelled by its owner
+    │   └── InvalidStructuredOutput 502  the answer does not fit the schema that was asked for
+    ├── StorageUnavailable     503   the gateway's own database is locked, full, gone or unreachable
     ├── Overloaded             503   the gateway itself is full
     ├── ShuttingDown           503   the gateway is going away
     └── InternalError          500   our bug: nothing of it is shown
@@ -167,6 +175,31 @@ class ModelNotFound(ClientError):
         )
 
 
+class ToolCallNotFound(ClientError):
+    """No call of that id waits for this caller: the same answer for "does not exist" and "is not yours"."""
+
+    status = 404
+    default_code = "tool_call_not_found"
+    default_message = (
+        "No tool call of this id waits for a result from you. Send results for the calls of the last answer, with the "
+        "API key that it was asked with."
+    )
+
+
+class ResponseNotFound(ClientError):
+    """No stored response of that id: the same answer for "does not exist" and "is not yours"."""
+
+    status = 404
+    default_code = "response_not_found"
+
+    def __init__(self, response_id: str, *, param: str | None = None) -> None:
+        super().__init__(
+            f"Response with id '{response_id[:100]}' not found. Check the id and the API key: a response is kept for "
+            "thirty days, unless it was asked for with 'store' false.",
+            param=param,
+        )
+
+
 class RouteNotFound(ClientError):
     """No such path."""
 
@@ -188,6 +221,29 @@ class MethodNotAllowed(ClientError):
     def headers(self) -> dict[str, str]:
         """Name the methods that the path takes."""
         return {**super().headers(), "Allow": self.allowed}
+
+
+class OutcomeUnknown(ClientError):
+    """A repeated request whose first one was begun, and whose answer is not to be had any more."""
+
+    status = 409
+    type = "conflict_error"
+    default_code = "outcome_unknown"
+    default_message = (
+        "This request was sent before and may have reached the agent, but its answer is not to be had any more. Check "
+        "the conversation; to say the message once more, send it as a new request."
+    )
+
+    def __init__(self) -> None:
+        super().__init__(should_retry=False)
+
+
+class IdempotencyConflict(ClientError):
+    """An idempotency key that stands for another request."""
+
+    status = 422
+    default_code = "idempotency_key_reused"
+    default_message = "This Idempotency-Key was used for another request. Send a new key with a new request."
 
 
 class RequestTimeout(ClientError):
@@ -342,6 +398,13 @@ class AgentGone(BackendError):
     default_message = "The Letta server knows no such agent. GET /v1/models lists the agents that answer here."
 
 
+class ConversationGone(AgentGone):
+    """Letta knows no such conversation (any more); the chat that had it gets another one."""
+
+    default_code = "conversation_gone"
+    default_message = "The Letta server knows this conversation no more. Send the message again to begin a new one."
+
+
 class TurnFailed(BackendError):
     """The agent's run failed on the Letta server."""
 
@@ -357,6 +420,41 @@ class TurnCancelled(BackendError):
     default_code = "agent_run_cancelled"
     default_message = (
         "The agent's run was cancelled before it was done. The message was delivered: ask the agent to go on."
+    )
+
+
+class StorageUnavailable(GatewayError):
+    """The gateway's own database cannot be used right now; ``reason`` is for the log.
+
+    Who raises it cannot know whether the message reached the agent: who catches it sets ``should_retry``.
+    """
+
+    status = 503
+    default_code = "storage_unavailable"
+    default_message = (
+        "The gateway's database cannot be used right now. Try again in a moment; if it goes on, tell the operator."
+    )
+
+    def __init__(self, reason: str = "unreachable") -> None:
+        self.reason = reason
+        super().__init__(retry_after=2.0)
+
+
+class ResponseCancelled(BackendError):
+    """The answer was cancelled by whoever asked for it, in another request."""
+
+    default_code = "response_cancelled"
+    default_message = "This response was cancelled by another request. Send a new one to ask again."
+
+
+class InvalidStructuredOutput(BackendError):
+    """The agent's answer is not the JSON that was asked for."""
+
+    status = 502
+    default_code = "invalid_structured_output"
+    default_message = (
+        "The agent's answer does not fit the format that was asked for. The message was delivered: ask it to answer "
+        "again, or loosen the schema."
     )
 
 

@@ -7,6 +7,9 @@ from typing import Literal, Protocol
 import msgspec
 from aiohttp import web
 
+from gateway.conversations.attempts import Attempts
+from gateway.conversations.chats import Chats
+from gateway.conversations.responses import Responses
 from gateway.conversations.turns import TurnRegistry
 from gateway.letta.backend import AgentBackend
 from gateway.letta.catalog import Catalog
@@ -14,6 +17,7 @@ from gateway.letta.local import LocalLetta
 from gateway.letta.probe import Probe
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 
 Access = Literal["api", "open", "operator"]
@@ -59,8 +63,12 @@ SETTINGS = web.AppKey("settings", Settings)
 METRICS = web.AppKey("metrics", Metrics)
 TASKS = web.AppKey("tasks", TaskSet)
 BACKEND: web.AppKey[AgentBackend] = web.AppKey("backend")
-PROBE = web.AppKey("probe", Probe)
+PROBES: web.AppKey[dict[str, Probe]] = web.AppKey("probes")
 CATALOG = web.AppKey("catalog", Catalog)
+DATABASE = web.AppKey("database", Database)
+ATTEMPTS = web.AppKey("attempts", Attempts)
+RESPONSES = web.AppKey("responses", Responses)
+CHATS = web.AppKey("chats", Chats)
 TURNS = web.AppKey("turns", TurnRegistry)
 DRAIN: web.AppKey[Drain] = web.AppKey("drain")
 LOCAL: web.AppKey[LocalLetta | None] = web.AppKey("local")

@@ -113,6 +113,14 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         _row("LETTA_GATEWAY_HOME", "The gateway's own folder: its letta-gateway.toml counts where ./ has none."),
     ] = DEFAULT_HOME
+    database_url: Annotated[
+        str,
+        _row(
+            "LETTA_GATEWAY_DATABASE_URL",
+            "The gateway's database, as postgresql://user@host/database; none: gateway.db in its folder.",
+            secret=True,
+        ),
+    ] = ""
     api_keys: Annotated[
         tuple[str, ...],
         _row("LETTA_GATEWAY_API_KEYS", "API keys of clients, comma-separated; none: loopback only.", secret=True),
@@ -168,6 +176,27 @@ class Settings(Struct, frozen=True, kw_only=True):
         Literal["cancel", "finish"],
         _row("LETTA_GATEWAY_ON_DISCONNECT", "What becomes of a turn whose client went away."),
     ] = "cancel"
+    conversation: Annotated[
+        Literal["agent", "stateless"],
+        _row(
+            "LETTA_GATEWAY_CONVERSATION",
+            "Requests that name no chat: agent: the newest message, to its own thread; stateless: all, to a new one.",
+        ),
+    ] = "agent"
+    system_prompts: Annotated[
+        Literal["overlay", "message", "ignore"],
+        _row(
+            "LETTA_GATEWAY_SYSTEM_PROMPTS",
+            "System messages on an agent's own thread: a memory block for the turn, a message, or nothing.",
+        ),
+    ] = "overlay"
+    tool_activity: Annotated[
+        Literal["hidden", "reasoning"],
+        _row("LETTA_GATEWAY_TOOL_ACTIVITY", "The agent's own tools: not shown, or as lines of its reasoning."),
+    ] = "hidden"
+    tool_wait: Annotated[
+        Seconds, _row("LETTA_GATEWAY_TOOL_WAIT", "Seconds that a tool call waits for the client's result.")
+    ] = 900.0
     queue_depth: Annotated[
         int, Meta(ge=0, le=1_000), _row("LETTA_GATEWAY_QUEUE_DEPTH", "Turns that may wait for one agent's thread.")
     ] = 8

@@ -48,7 +48,7 @@ def _check_head(request: web.Request, max_body: int) -> None:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType("A compressed body is not accepted. Send it without Content-Encoding.")
-    if not _is_json(request.headers.get("Content-Type", "")):
+    if request.body_exists and not _is_json(request.headers.get("Content-Type", "")):
         raise UnsupportedMediaType("The body must be JSON in UTF-8. Send it with 'Content-Type: application/json'.")
     if request.content_length is not None and request.content_length > max_body:
         raise PayloadTooLarge(max_body)

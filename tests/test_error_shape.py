@@ -18,6 +18,7 @@ EXAMPLES: Final[dict[str, Callable[[], GatewayError]]] = {
     "MethodNotAllowed": lambda: errors.MethodNotAllowed(frozenset({"GET", "POST"})),
     "PayloadTooLarge": lambda: errors.PayloadTooLarge(1_024),
     "RateLimited": lambda: errors.RateLimited("1 per 1 minute", 12.3),
+    "ResponseNotFound": lambda: errors.ResponseNotFound("resp_1"),
 }
 """How those errors are made that need to be told something."""
 

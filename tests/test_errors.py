@@ -18,13 +18,17 @@ from gateway.errors import (
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
+    OutcomeUnknown,
     PayloadTooLarge,
     RateLimited,
+    ResponseNotFound,
+    StorageUnavailable,
     UpstreamUnavailable,
 )
 
 _ARGUMENTS: dict[type[GatewayError], tuple[Any, ...]] = {
     ModelNotFound: ("friend",),
+    ResponseNotFound: ("resp_1",),
     MethodNotAllowed: (frozenset({"POST", "GET"}),),
     PayloadTooLarge: (1_024,),
     RateLimited: ("600/minute", 7.0),
@@ -183,6 +187,25 @@ def test_limits_are_told() -> None:
     limited = RateLimited("600/minute", 7.2)
     assert "600/minute" in limited.message
     assert limited.headers() == {"Retry-After": "8", "x-should-retry": "true"}
+
+
+def test_unknown_response_is_named_and_its_name_bounded() -> None:
+    error = ResponseNotFound("resp_1", param="previous_response_id")
+    assert error.param == "previous_response_id"
+    assert error.message.startswith("Response with id 'resp_1' not found.")
+    assert ResponseNotFound("resp_1").param is None
+    assert len(ResponseNotFound("x" * 10_000).message) < 300
+
+
+def test_answer_that_is_not_to_be_had_is_not_asked_for_again() -> None:
+    assert OutcomeUnknown().headers() == {"x-should-retry": "false"}
+
+
+def test_reason_of_a_broken_database_is_for_the_log() -> None:
+    error = StorageUnavailable("disk full")
+    assert error.reason == "disk full"
+    assert "disk" not in error.message
+    assert error.headers() == {"Retry-After": "2"}
 
 
 def test_text_that_json_escapes() -> None:

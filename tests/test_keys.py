@@ -7,6 +7,7 @@ from gateway import keys
 from gateway.letta.scripted import ScriptedBackend
 from gateway.server.app import build_app
 from tests.server.running import settings
+from tests.storage.late import LateDatabase
 
 
 def every(kind: type) -> Iterator[tuple[str, object]]:
@@ -14,7 +15,7 @@ def every(kind: type) -> Iterator[tuple[str, object]]:
 
 
 async def test_composition_root_fills_every_place() -> None:
-    app = build_app(settings(), backend=ScriptedBackend())
+    app = build_app(settings(), LateDatabase(), backend=ScriptedBackend())
     for name, key in every(web.AppKey):
         assert key in app, name
 

@@ -83,6 +83,43 @@ async def test_config_file(tmp_path: Path) -> None:
     assert "no API key" in third
 
 
+def test_database_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {**CLEAN, "LETTA_GATEWAY_HOME": str(tmp_path / "home"), "LETTA_GATEWAY_DATABASE_URL": None}
+    said = []
+    for command in ("current", "upgrade", "upgrade", "current"):
+        result = CliRunner().invoke(main, ["db", command], env=environment)
+        assert result.exit_code == 0, result.output
+        said.append(result.stdout)
+    newest = said[1].split()[1].strip(",")
+    assert said == [
+        f"schema none, newest {newest}\n",
+        f"schema {newest}, from none\n",
+        f"schema {newest}, as it was\n",
+        f"schema {newest}, newest {newest}\n",
+    ]
+    assert (tmp_path / "home" / "gateway.db").exists()
+
+
+@pytest.mark.parametrize("command", ["current", "upgrade"])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://me:secret@db/gateway", "LETTA_GATEWAY_DATABASE_URL is wrong"),
+        ("postgresql://me:secret@127.0.0.1:9/gateway", "the database of LETTA_GATEWAY_DATABASE_URL cannot be reached"),
+    ],
+)
+def test_database_that_cannot_be_used_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, url: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["db", command], env={**CLEAN, "LETTA_GATEWAY_DATABASE_URL": url})
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"letta-gateway: {said}")
+    assert "secret" not in result.output
+
+
 def test_help() -> None:
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0

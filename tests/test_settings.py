@@ -30,6 +30,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "port": ("9090", 9090),
     "metrics_port": ("9091", 9091),
     "home": ("/var/lib/letta-gateway", "/var/lib/letta-gateway"),
+    "database_url": ("postgresql://me@db/gateway", "postgresql://me@db/gateway"),
     "api_keys": ("key-1, key-2,", ("key-1", "key-2")),
     "operator_key": ("op-key", "op-key"),
     "trusted_networks": ("10.0.0.0/8,::1", ("10.0.0.0/8", "::1")),
@@ -48,6 +49,10 @@ OTHER: dict[str, tuple[str, Any]] = {
     "write_timeout": ("1.5", 1.5),
     "grace": ("0", 0.0),
     "on_disconnect": ("finish", "finish"),
+    "conversation": ("stateless", "stateless"),
+    "system_prompts": ("message", "message"),
+    "tool_activity": ("reasoning", "reasoning"),
+    "tool_wait": ("1.5", 1.5),
     "queue_depth": ("0", 0),
     "queue_wait": ("1.5", 1.5),
     "max_turns": ("7", 7),
@@ -407,7 +412,7 @@ def test_settings_show_no_secret(tmp_path: Path) -> None:
 def test_every_setting_that_names_a_key_is_a_secret() -> None:
     named = {s.field for s in SETTINGS if re.search(r"(key|keys|token|password|secret)$", s.field)}
     # A plug-in's configuration may hold anything.
-    assert {s.field for s in SETTINGS if s.row.secret} == named | {"middleware_config"}
+    assert {s.field for s in SETTINGS if s.row.secret} == named | {"database_url", "middleware_config"}
 
 
 # Who may be served ---------------------------------------------------------------------------------------------------

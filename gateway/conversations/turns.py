@@ -1,19 +1,20 @@
 """The turn registry: every turn starts, ends, is cancelled and drained through it.
 
-One turn at a time on each agent's thread, as Letta interleaves overlapping ones; a bounded, first-come queue before
-that. A turn that is left before its end is settled in the background, and its thread stays taken until then.
+One turn at a time on each thread, as Letta interleaves overlapping ones; a bounded, first-come queue before that. What
+a turn says is decided when its thread is its own. One that is left before its end is settled in the background, and its
+thread stays taken until then.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import msgspec
 import structlog
 
-from gateway.errors import ConversationBusy, GatewayError, Overloaded, ShuttingDown
+from gateway.errors import ConversationBusy, GatewayError, Overloaded, ShuttingDown, StorageUnavailable
 from gateway.letta.backend import AgentBackend, RunningTurn
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
@@ -21,6 +22,8 @@ from gateway.translation.agent_turn import AgentTurn
 
 SETTLE: Final = 5.0
 """Seconds that aborted turns have to be settled when the gateway goes away."""
+TELL: Final = 20.0
+"""Seconds to write down how a turn went."""
 BUSY_PAUSE: Final = 0.2
 LONGEST_BUSY_PAUSE: Final = 2.0
 
@@ -34,6 +37,32 @@ class TurnPolicy(msgspec.Struct, frozen=True):
     queue_depth: int = 8
     queue_wait: float = 30.0
     max_turns: int = 1_000
+
+
+class TurnPlan(Protocol):
+    """A turn that is to be: asked what it says once its thread is its own, and told how it went."""
+
+    @property
+    def thread(self) -> str:
+        """Name what takes one turn at a time."""
+        ...
+
+    @property
+    def is_quiet(self) -> bool:
+        """Tell that ``end`` has nothing to do."""
+        ...
+
+    async def begin(self) -> AgentTurn:
+        """Return what is said."""
+        ...
+
+    async def end(self, *, is_delivered: bool) -> None:
+        """Write down how it went, while the thread is still held; ``is_delivered`` is False where surely not."""
+        ...
+
+    def leave(self) -> None:
+        """Free what was taken besides the thread: the last that is asked of a plan."""
+        ...
 
 
 class TurnRegistry:
@@ -56,8 +85,12 @@ class TurnRegistry:
         """Return how many turns are waiting, open or being settled."""
         return self._held
 
+    def is_taken(self, thread: str) -> bool:
+        """Tell whether a turn has the thread, or waits for it."""
+        return thread in self._threads
+
     @asynccontextmanager
-    async def turn(self, turn: AgentTurn) -> AsyncIterator[RunningTurn]:
+    async def turn(self, plan: TurnPlan) -> AsyncIterator[RunningTurn]:
         """Wait for the thread, open the turn, and settle it however the context is left.
 
         Raises ``ConversationBusy`` where too many wait or the wait is too long, ``Overloaded`` where the gateway is
@@ -65,18 +98,20 @@ class TurnRegistry:
         """
         self._admit()
         try:
-            await self._acquire(turn.thread)
+            await self._acquire(plan.thread)
         except BaseException:
             self._leave()
             raise
-        running = self._backend.turn(turn)
-        self._open.add(running)
-        self._metrics.turns.inc()
+        running, is_open, is_delivered = await self._begin(plan), False, True
         try:
             await self._open_turn(running)
+            is_open = True
             yield running
+        except GatewayError as error:
+            is_delivered = is_open or error.should_retry is not True
+            raise
         finally:
-            self._settle_later(running, turn.thread)
+            self._settle_later(running, plan, is_delivered=is_delivered)
 
     async def idle(self) -> None:
         """Wait until no turn is held."""
@@ -147,6 +182,26 @@ class TurnRegistry:
                 return
         del self._threads[thread]
 
+    async def _begin(self, plan: TurnPlan) -> RunningTurn:
+        try:
+            running = self._backend.turn(await plan.begin())
+        except BaseException as error:
+            if isinstance(error, StorageUnavailable):
+                error.should_retry = True  # nothing was said yet
+            self._tasks.spawn(self._give_up(plan), "give up turn")
+            raise
+        self._open.add(running)
+        self._metrics.turns.inc()
+        return running
+
+    async def _give_up(self, plan: TurnPlan) -> None:
+        try:
+            await self._tell(plan, is_delivered=False)
+        finally:
+            plan.leave()
+            self._release(plan.thread)
+            self._leave()
+
     async def _open_turn(self, running: RunningTurn) -> None:
         """Open the turn; where Letta itself is busy with this thread, keep our place and ask again."""
         pause = BUSY_PAUSE
@@ -166,20 +221,36 @@ class TurnRegistry:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def _settle_later(self, running: RunningTurn, thread: str) -> None:
-        if running.ended:
-            self._end_turn(running, thread)
+    def _settle_later(self, running: RunningTurn, plan: TurnPlan, *, is_delivered: bool) -> None:
+        if running.ended and plan.is_quiet:
+            self._end_turn(running, plan)
         else:
-            self._tasks.spawn(self._settle(running, thread), "settle turn")
+            self._tasks.spawn(self._settle(running, plan, is_delivered=is_delivered), "settle turn")
 
-    async def _settle(self, running: RunningTurn, thread: str) -> None:
+    async def _settle(self, running: RunningTurn, plan: TurnPlan, *, is_delivered: bool) -> None:
         try:
-            if not await self._finishes(running):
+            await self._see_ended(running, plan)
+        finally:
+            try:
+                await self._tell(plan, is_delivered=is_delivered)
+            finally:
+                self._end_turn(running, plan)
+
+    async def _see_ended(self, running: RunningTurn, plan: TurnPlan) -> None:
+        try:
+            if not running.ended and not await self._finishes(running):
                 await running.cancel()
         except (GatewayError, TimeoutError) as error:
-            _log.warning("turn not settled", thread=thread, reason=getattr(error, "code", None) or type(error).__name__)
-        finally:
-            self._end_turn(running, thread)
+            reason = getattr(error, "code", None) or type(error).__name__
+            _log.warning("turn not settled", thread=plan.thread, reason=reason)
+
+    async def _tell(self, plan: TurnPlan, *, is_delivered: bool) -> None:
+        try:
+            async with asyncio.timeout(TELL):
+                await plan.end(is_delivered=is_delivered)
+        except (GatewayError, TimeoutError) as error:
+            reason = getattr(error, "code", None) or type(error).__name__
+            _log.warning("turn not written down", thread=plan.thread, reason=reason)
 
     async def _finishes(self, running: RunningTurn) -> bool:
         """Let a turn go on to its end where the operator wants that; False where it is to be cancelled after all."""
@@ -191,11 +262,12 @@ class TurnRegistry:
             return False  # it ran out of time, or its stream broke: the run may go on without us
         return True
 
-    def _end_turn(self, running: RunningTurn, thread: str) -> None:
+    def _end_turn(self, running: RunningTurn, plan: TurnPlan) -> None:
         running.close()
+        plan.leave()
         self._open.discard(running)
         self._metrics.turns.dec()
-        self._release(thread)
+        self._release(plan.thread)
         self._leave()
 
 

@@ -6,8 +6,9 @@ import msgspec
 from aiohttp import web
 
 from gateway import keys
+from gateway.errors import AgentGone, ModelNotFound
 from gateway.letta.backend import Agent
-from gateway.translation.openai_types import Model, ModelList
+from gateway.translation.openai_types import LettaAgent, Model, ModelList
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -20,10 +21,17 @@ async def list_models(request: web.Request) -> web.Response:
 
 
 async def retrieve(request: web.Request) -> web.Response:
-    """Answer one agent, by its model id or its agent id."""
-    model = request.match_info["model"]
-    agent = await request.app[keys.CATALOG].resolve(model)
-    return web.Response(body=_encode(_model(model, agent)), content_type="application/json")
+    """Answer one agent, by its model id or its agent id, with what it is on Letta."""
+    model, catalog = request.match_info["model"], request.app[keys.CATALOG]
+    agent = await catalog.resolve(model)
+    try:
+        details = await request.app[keys.BACKEND].details(agent.id)
+    except AgentGone as error:
+        catalog.forget()
+        raise ModelNotFound(model) from error
+    letta = LettaAgent(agent.id, details.description, details.model, details.tools)
+    answer = msgspec.structs.replace(_model(model, agent), letta=letta)
+    return web.Response(body=_encode(answer), content_type="application/json")
 
 
 def _model(model: str, agent: Agent) -> Model:

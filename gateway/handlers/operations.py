@@ -1,5 +1,6 @@
 """What an operator and the machinery around a process ask: alive, ready, figures."""
 
+import asyncio
 from typing import Final, Literal
 
 import msgspec
@@ -38,14 +39,19 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Answer whether the gateway can serve: 200, or 503 while Letta does not answer or the process is going away."""
+    """Answer whether the gateway can serve: 200, or 503 while a dependency does not answer or the process is ending."""
     if request.app[keys.DRAIN].draining:
-        return _readiness(Readiness("draining"))  # whatever Letta says, and without asking it
-    letta = await request.app[keys.PROBE].health()
-    details = {"letta": _dependency(letta)} if request.app[keys.IS_OPERATOR](request) else None
+        return _readiness(Readiness("draining"))  # whatever the others say, and without asking them
+    probes = request.app[keys.PROBES]
+    found = await asyncio.gather(*(probe.health() for probe in probes.values()))
+    is_ready = all(health.failure is None for health in found)
+    details = None
+    if request.app[keys.IS_OPERATOR](request):
+        details = {name: _dependency(health) for name, health in zip(probes, found, strict=True)}
     local = request.app[keys.LOCAL]
-    note = local.note if local is not None else None
-    return _readiness(Readiness("ready" if letta.failure is None else "not_ready", note, details))
+    return _readiness(
+        Readiness("ready" if is_ready else "not_ready", local.note if local is not None else None, details)
+    )
 
 
 async def metrics(request: web.Request) -> web.Response:

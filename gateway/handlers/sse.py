@@ -92,6 +92,8 @@ class SseResponse(EventSourceResponse):
         except TimeoutError:
             self._abort()
             raise ConnectionResetError("the client takes nothing") from None
+        except ConnectionError as error:  # aiohttp tells who waits of a lost connection by the plain class
+            raise ConnectionResetError("the client went away") from error
 
     async def end(self, data: bytes) -> None:
         """Write the last events and end the response."""

@@ -16,7 +16,7 @@ import structlog
 
 from gateway.errors import (
     BackendError,
-    GatewayError,
+    InternalError,
     UpstreamAuthFailed,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -25,28 +25,26 @@ from gateway.errors import (
 from gateway.letta import app_server_wire as wire
 from gateway.letta import failures, upstream_errors
 from gateway.letta.app_server_socket import MOST_BYTES, Socket, new_request_id
+from gateway.letta.app_server_threads import Threads
 from gateway.letta.app_server_turn import AppServerTurn
-from gateway.letta.app_server_wire import Command, Runtime
-from gateway.letta.backend import Agent
+from gateway.letta.app_server_wire import Command
+from gateway.letta.backend import Agent, AgentDetails, Capabilities
 from gateway.letta.breaker import Breaker
 from gateway.letta.deadlines import Limits
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from gateway.translation.agent_turn import AgentTurn
+from gateway.translation.agent_turn import AgentTurn, Overlay
 
 T = TypeVar("T", bound=wire.Reply)
 
 SOCKETS: Final = 4
 PAGE: Final = 10_000
 """Agents of one page: the server sorts them by when they last ran, so pages would shift under a reader of several."""
-THREADS_TTL: Final = 30.0
-"""Seconds for which an agent that no listing knew has no thread: another gateway may have made one since."""
 COLD_STARTS: Final = 6
 """Turns on threads yet to be made that the server starts at a time. Each takes it a quarter of a second of work, and
 twenty at once all get their first token when the last does: one after the other, half of them need a third less."""
 MOST_PAGES: Final = 1_000
 CONTROL_TIMEOUT: Final = 15.0
-MODELS_TIMEOUT: Final = 5.0
 PING_TIMEOUT: Final = 3.0
 LONGEST_HEARTBEAT: Final = 20.0
 
@@ -60,6 +58,8 @@ class AppServerConfig(msgspec.Struct, frozen=True):
     api_key: str | None = None
     limits: Limits = Limits()
     server_tools: dict[str, tuple[str, ...]] = {}
+    parked_timeout: float = 900.0
+    """Seconds that a turn waits for results of the client's tools; the server itself sets a limit of five minutes."""
 
 
 def _anyway() -> None:
@@ -84,9 +84,7 @@ class AppServerBackend:
         self._breaker = Breaker()
         self._slots = [_Slot() for _ in range(SOCKETS)]
         self._names: dict[str, str] = {}
-        self._threads: dict[str, Runtime] = {}
-        self._threads_expire = 0.0
-        self._listing = asyncio.Lock()
+        self.threads = Threads(self)
         self.cold_starts = asyncio.Semaphore(COLD_STARTS)
         self._readers = TaskSet()
         headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
@@ -97,7 +95,8 @@ class AppServerBackend:
         )
 
     async def close(self) -> None:
-        """Close all sockets."""
+        """End what waits for a client, and close all sockets."""
+        await self.threads.close()
         for slot in self._slots:
             if slot.socket is not None:
                 await slot.socket.close()
@@ -133,6 +132,38 @@ class AppServerBackend:
         """Return a turn that is yet to be opened."""
         return AppServerTurn(self, turn)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Tell what an App Server can do: its agents' memory is files, and no blocks to be laid over it."""
+        return Capabilities(overlays=False)
+
+    async def new_conversation(self, agent_id: str) -> str:
+        """Make a conversation of an agent's and return its id."""
+        return await self.threads.new_conversation(agent_id)
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        """Put a conversation away, as the server deletes none."""
+        await self.threads.delete_conversation(conversation_id)
+
+    async def details(self, agent_id: str) -> AgentDetails:
+        """Return what an agent is; its tools are those of the server's machine that it may use."""
+        command = wire.RetrieveAgent(request_id=new_request_id(), agent_id=agent_id)
+        reply = await self.reply_of(await self.control_socket(), command, wire.AgentReply)
+        if reply.agent is None:
+            raise failures.of_refusal(reply.error)
+        self._names[reply.agent.id] = reply.agent.name
+        return AgentDetails(reply.agent.description, reply.agent.model, self.tools_of(agent_id))
+
+    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
+        """Show an agent nothing: this server has no place for it."""
+        raise InternalError(f"overlay {overlay.key} of {agent_id} on a server without overlays")
+
+    async def take_off(self, agent_id: str) -> None:
+        """Leave an agent as it is: nothing was ever put on."""
+
+    async def clean_up(self) -> None:
+        """Do nothing: what a gateway leaves on this server is its conversations, which go on."""
+
     async def ping(self) -> None:
         """Ask who is there, past the breaker: readiness wants to know what is, not what was."""
         try:
@@ -140,24 +171,25 @@ class AppServerBackend:
                 socket = await self._open(self._slots[0])
         except TimeoutError as error:
             raise upstream_errors.before_answer(error) from error
-        if not (await self.reply(socket, wire.ServerInfo(request_id=new_request_id()), PING_TIMEOUT)).success:
+        command = wire.ServerInfo(request_id=new_request_id())
+        if not (await self.reply(socket, command, within=PING_TIMEOUT)).success:
             raise UpstreamInvalid(should_retry=False)
 
     async def models(self) -> list[str]:
         """Return the handles of the models that its providers offer."""
         return [
             row.handle
-            for row in (await self._ask(wire.ListModels(request_id=new_request_id()), wire.ModelsReply)).entries
+            for row in (await self.ask(wire.ListModels(request_id=new_request_id()), wire.ModelsReply)).entries
         ]
 
     async def create_agent(self, body: wire.AgentBody) -> wire.AgentRow:
         """Make an agent."""
-        return _agent(await self._ask(wire.CreateAgent(request_id=new_request_id(), body=body), wire.AgentReply))
+        return _agent(await self.ask(wire.CreateAgent(request_id=new_request_id(), body=body), wire.AgentReply))
 
     async def update_agent(self, agent_id: str, body: wire.AgentBody) -> wire.AgentRow:
         """Change an agent."""
         command = wire.UpdateAgent(request_id=new_request_id(), agent_id=agent_id, body=body)
-        return _agent(await self._ask(command, wire.AgentReply))
+        return _agent(await self.ask(command, wire.AgentReply))
 
     def tools_of(self, agent_id: str) -> tuple[str, ...]:
         """Return the tools of the server's machine that an agent may use: none unless the operator named them."""
@@ -165,101 +197,43 @@ class AppServerBackend:
         name = self._names.get(agent_id, agent_id)
         return allowed.get(agent_id, allowed.get(name, allowed.get("*", ())))
 
-    def is_warm(self, agent_id: str) -> bool:
-        """Tell whether an agent's own thread is known, so that its turn starts without more ado."""
-        return agent_id in self._threads
+    async def socket_of(self, thread: str) -> Socket:
+        """Return the socket that hears a thread."""
+        return await self._socket(self._slot_of(thread))
 
-    async def thread_of(self, agent_id: str) -> tuple[Socket, Runtime]:
-        """Return an agent's own thread, and the socket that hears it."""
-        slot = self._slots[hashlib.blake2s(agent_id.encode()).digest()[0] % SOCKETS]
-        socket = await self._socket(slot)
-        if not socket.models_asked:
-            await self._load_models(socket)
-        if agent_id not in self._threads:
-            await self._list_threads()
-        known = self._threads.get(agent_id)
-        if known is None or not await self._started(socket, known):  # there is none yet, or it was deleted meanwhile
-            known = self._threads[agent_id] = await self._new_thread(socket, agent_id)
-        return socket, known
+    def open_socket_of(self, thread: str) -> Socket | None:
+        """Return the socket that hears a thread, where it is open already."""
+        socket = self._slot_of(thread).socket
+        return None if socket is None or socket.is_lost else socket
 
-    async def _load_models(self, socket: Socket) -> None:
-        """Have the server look up its models before a socket's first turn.
+    async def control_socket(self) -> Socket:
+        """Return the socket for what belongs to no thread."""
+        return await self._socket(self._slots[0])
 
-        It does so when the first turn needs one, and fails the turns that come meanwhile: "Unknown model" (letta
-        0.34.12).
-        """
-        async with self._listing:
-            if socket.models_asked:
-                return
-            try:
-                await socket.ask(wire.ListModels(request_id=new_request_id()), MODELS_TIMEOUT)
-            except GatewayError as error:
-                _log.warning("letta's models not listed", code=error.code)
-            socket.models_asked = True
+    async def reply(self, socket: Socket, command: Command, within: float | None = None) -> wire.Reply:
+        """Ask and return what any reply says; ``within`` is in seconds."""
+        return await self.reply_of(socket, command, wire.Reply, within)
 
-    async def _started(self, socket: Socket, runtime: Runtime) -> bool:
-        """Let the socket hear a conversation; False where there is no such conversation."""
-        if runtime in socket.started:
-            return True
-        command = wire.StartRuntime(
-            request_id=new_request_id(), agent_id=runtime.agent_id, conversation_id=runtime.conversation_id
-        )
-        reply = await self.reply(socket, command, CONTROL_TIMEOUT)
-        if reply.success:
-            socket.started.add(runtime)
-        elif not failures.is_no_conversation(reply.error):
-            raise failures.of_refusal(reply.error)
-        return reply.success
+    async def reply_of(self, socket: Socket, command: Command, kind: type[T], within: float | None = None) -> T:
+        """Ask and return the reply, whatever it says; ``within`` is in seconds."""
+        data = await socket.ask(command, CONTROL_TIMEOUT if within is None else within)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UpstreamInvalid(should_retry=False) from error
 
-    async def _list_threads(self) -> None:
-        """Learn all agents' threads at once: one listing serves the first turns of all agents for a while."""
-        async with self._listing:
-            now = asyncio.get_running_loop().time()
-            if now < self._threads_expire:
-                return
-            query = wire.ConversationsQuery(limit=PAGE, summary_search=wire.THREAD)
-            command = wire.ListConversations(request_id=new_request_id(), query=query)
-            rows = (await self._ask(command, wire.ConversationsReply)).conversations
-            for row in sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True):
-                if row.summary == wire.THREAD and row.agent_id is not None:
-                    self._threads.setdefault(row.agent_id, Runtime(row.agent_id, row.id))
-            self._threads_expire = now + THREADS_TTL
-
-    async def _new_thread(self, socket: Socket, agent_id: str) -> Runtime:
-        body = wire.ConversationBody(agent_id)
-        command = wire.CreateConversation(request_id=new_request_id(), body=body)
-        reply = _decoded(await socket.ask(command, CONTROL_TIMEOUT), wire.ConversationReply)
-        if reply.conversation is None:
-            raise failures.of_refusal(reply.error)
-        runtime = Runtime(agent_id, reply.conversation.id)
-        if self.tools_of(agent_id):
-            await self._started(socket, runtime)
-        else:
-            # An input starts the runtime as well, and spares the server a fifth of the time to the first token; what
-            # the command adds is that tools do not ask for permission.
-            socket.started.add(runtime)
-        return runtime
-
-    async def leave_thread(self, stuck: Runtime) -> None:
-        """Let an agent go on in a copy of its thread, where the server neither ends nor starts a turn on this one."""
-        command = wire.ForkConversation(request_id=new_request_id(), conversation_id=stuck.conversation_id)
-        fork = (await self._ask(command, wire.ConversationReply)).conversation
-        if fork is not None and self._threads.get(stuck.agent_id) == stuck:
-            self._threads[stuck.agent_id] = Runtime(stuck.agent_id, fork.id)
-
-    async def reply(self, socket: Socket, command: Command, within: float) -> wire.Reply:
-        """Ask and return what any reply says."""
-        return _decoded(await socket.ask(command, within), wire.Reply)
-
-    async def _page(self, query: wire.ListQuery) -> list[wire.AgentRow]:
-        return (await self._ask(wire.ListAgents(request_id=new_request_id(), query=query), wire.AgentsReply)).agents
-
-    async def _ask(self, command: Command, kind: type[T]) -> T:
-        socket = await self._socket(self._slots[0])
-        reply = _decoded(await socket.ask(command, CONTROL_TIMEOUT), kind)
+    async def ask(self, command: Command, kind: type[T]) -> T:
+        """Ask and return the reply; raises ``UpstreamInvalid`` where it is a refusal."""
+        reply = await self.reply_of(await self.control_socket(), command, kind)
         if not reply.success:
             raise UpstreamInvalid(should_retry=False)
         return reply
+
+    async def _page(self, query: wire.ListQuery) -> list[wire.AgentRow]:
+        return (await self.ask(wire.ListAgents(request_id=new_request_id(), query=query), wire.AgentsReply)).agents
+
+    def _slot_of(self, thread: str) -> _Slot:
+        return self._slots[hashlib.blake2s(thread.encode()).digest()[0] % SOCKETS]
 
     async def _socket(self, slot: _Slot) -> Socket:
         """Return the slot's socket, through the breaker where it has to be opened."""
@@ -313,10 +287,3 @@ def _agent(reply: wire.AgentReply) -> wire.AgentRow:
     if reply.agent is None:
         raise UpstreamInvalid(should_retry=False)
     return reply.agent
-
-
-def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UpstreamInvalid(should_retry=False) from error

@@ -43,6 +43,10 @@ class Socket:
         self._listeners: dict[Runtime, Listener] = {}
         self.started: set[Runtime] = set()
         """Conversations that this socket hears."""
+        self.unrestricted: set[Runtime] = set()
+        """Those of them where no tool waits for a person's permission."""
+        self.offered: dict[Runtime, bytes] = {}
+        """The digests of the external tools that it registered for conversations."""
         self.models_asked = False
         self.is_lost = False
 
@@ -74,6 +78,12 @@ class Socket:
         """Let it have no more, unless another one has taken its place."""
         if self._listeners.get(runtime) is listener:
             del self._listeners[runtime]
+
+    def drop(self, runtime: Runtime) -> None:
+        """Forget a conversation that is no more."""
+        self.started.discard(runtime)
+        self.unrestricted.discard(runtime)
+        self.offered.pop(runtime, None)
 
     async def send(self, command: Command) -> None:
         """Send a command; raises ``UpstreamUnavailable`` where the socket is gone."""

@@ -4,6 +4,10 @@ A turn may take several runs on Letta (one per step of the agent), each with a s
 ``turn_finished``. Inputs that wait for another turn on the same conversation would be merged into one run: the
 registry lets one turn at a time through, and an input that has to wait for somebody else's turn is heard from the
 moment that it is accepted.
+
+A call of a client's tool ends the delivery, not the turn: that is parked, and goes on in the next ``AppServerTurn`` of
+its conversation. What the user says with the results waits in the server's queue until they are in: the server takes it
+in between two steps of the same turn, behind the results (letta 0.34.12).
 """
 
 import asyncio
@@ -13,17 +17,28 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway.errors import ConversationBusy, GatewayError, TurnCancelled, UpstreamTimeout, UpstreamTruncated
+from gateway.errors import (
+    ConversationBusy,
+    GatewayError,
+    TurnCancelled,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
 from gateway.letta import app_server_wire as wire
 from gateway.letta import failures
+from gateway.letta.app_server_parked import NO_RESULT, ParkedTurn
 from gateway.letta.app_server_socket import Socket, gone, new_request_id
+from gateway.letta.app_server_tools import ClientCalls, Toolkit, toolkit_of
 from gateway.letta.app_server_wire import Incoming, Runtime
+from gateway.letta.app_server_words import cut, said_to_agent
 from gateway.letta.backend import Ready, Take, always_ready
 from gateway.letta.deadlines import TurnDeadlines
 from gateway.letta.delivery import Delivery
 from gateway.letta.frames import FrameDecoder
+from gateway.letta.wire import ImageContent, TextContent
 from gateway.translation.agent_events import Batch, Failure, Stop
-from gateway.translation.agent_turn import AgentTurn
+from gateway.translation.agent_turn import AgentTurn, ToolResult
 
 if TYPE_CHECKING:
     from gateway.letta.app_server import AppServerBackend
@@ -48,7 +63,10 @@ class AppServerTurn:
         self._turn = turn
         self._runtime: Runtime | None = None
         self._request_id = new_request_id()
+        self._results: dict[str, ToolResult] = {}
         self._frames = FrameDecoder(by_step=True)
+        self._calls = ClientCalls(Toolkit())
+        self._superseded: dict[str, str] = {}
         self._delivery = Delivery()
         self._waiting: deque[tuple[Batch, int]] = deque()
         self._waiting_bytes = 0
@@ -59,6 +77,12 @@ class AppServerTurn:
         self._queue_item: str | None = None
         self._is_withdrawn = False
         self._is_sent = False
+        self._is_parked = False
+        self._is_stopping = False
+        self._requests: dict[str, str] = {}
+        self._resumed: frozenset[str] = frozenset()
+        self._joins = False
+        self._answers = False
         self._news = asyncio.Event()
         self._accepted = asyncio.Event()
         self._place: asyncio.TimerHandle | None = None
@@ -68,8 +92,8 @@ class AppServerTurn:
 
     @property
     def ended(self) -> bool:
-        """Tell whether Letta is done with the turn, or never had it."""
-        return self._finished.is_set() or not self._is_sent
+        """Tell whether Letta is done with the turn, or never had it, or waits for the client's tools."""
+        return self._finished.is_set() or self._is_parked or not self._is_sent
 
     async def open(self) -> None:
         """Send the turn and wait for the server to start it; raises ``ConversationBusy`` while it does not."""
@@ -121,12 +145,16 @@ class AppServerTurn:
             return
         if not self._accepted.is_set() and await self._take_back(socket, runtime):
             return
+        self._is_stopping = True
+        if self._joins:
+            await self._leave_queue(socket, runtime)
+        await self._answer_calls()  # a turn that is stopped while a call waits takes ten seconds to end
         await socket.ask(wire.Abort(request_id=new_request_id(), runtime=runtime), SETTLE)
         try:
             async with asyncio.timeout(SETTLE):
                 await self._finished.wait()
         except TimeoutError:
-            await self._backend.leave_thread(runtime)
+            await self._backend.threads.leave(runtime)
 
     async def drain(self) -> None:
         """Let the turn go on to its end, unheard."""
@@ -160,14 +188,14 @@ class AppServerTurn:
             case "input_accepted":
                 if frame.request_id == self._request_id and frame.accepted and frame.disposition != "queued":
                     self._accept()
+            case "external_tool_call_request":
+                self._called(frame.tool_call_id, frame.request_id or "")
             case "turn_finished":
-                if self._accepted.is_set():
-                    self._finish(frame)
+                self._finish(frame)
             case "update_queue":
                 self._look_at_queue(frame)
             case "update_loop_status":
-                if self._accepted.is_set() and frame.loop_status.status == wire.MODEL_ASKED:
-                    self._give_place()
+                self._look_at_loop(frame)
             case _:
                 return
 
@@ -179,6 +207,7 @@ class AppServerTurn:
         self._end(UpstreamTruncated(should_retry=False))
 
     def _accept(self) -> None:
+        self._joins = False
         self._accepted.set()
         self._news.set()
 
@@ -193,14 +222,31 @@ class AppServerTurn:
         batch: Batch = []
         try:
             self._frames.decode(bytes(delta), batch)
+            told = self._calls.sort(batch)
+            if self._calls.waits:
+                told += self._released(delta)
         except GatewayError as error:
             self._end(error)
             return
-        if not batch:
-            return
+        if batch:
+            self._break_silence()
+        if told:
+            self._tell(told, size)
+
+    def _released(self, delta: msgspec.Raw) -> Batch:
+        """Return the calls of the client's tools once the server has checked them."""
+        try:
+            refused = wire.refused_calls(bytes(delta))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UpstreamInvalid(should_retry=False) from error
+        return [] if refused is None else self._calls.release(refused)
+
+    def _break_silence(self) -> None:
         if self._deadlines is not None and self._deadlines.silent:
             self._deadlines.silent = False
             self._give_place()
+
+    def _tell(self, batch: Batch, size: int) -> None:
         if self._is_flooded:
             return
         self._waiting.append((batch, size))
@@ -211,8 +257,12 @@ class AppServerTurn:
             self._waiting.clear()
             self._waiting_bytes = 0
 
+    def _look_at_loop(self, frame: Incoming) -> None:
+        if self._accepted.is_set() and frame.loop_status.status == wire.MODEL_ASKED:
+            self._give_place()
+
     def _finish(self, frame: Incoming) -> None:
-        if self._finished.is_set():
+        if self._finished.is_set() or self._joins or not self._accepted.is_set():
             return
         self._finished.set()
         self._give_place()
@@ -233,6 +283,84 @@ class AppServerTurn:
                 self._finish_unheard()
                 self._end(TurnCancelled(should_retry=False))
 
+    # Calls of the client's tools -------------------------------------------------------------------------------------
+
+    def _called(self, call_id: str, request_id: str) -> None:
+        if call_id not in self._resumed and self._is_heard:
+            self._park(call_id, request_id)
+            return
+        self._requests[call_id] = request_id
+        if self._answers or not self._is_heard:
+            self._backend.tasks.spawn(self._answer_calls(), "answer calls")
+
+    @property
+    def _is_heard(self) -> bool:
+        is_over = self._finished.is_set() or self._is_stopping or self._error is not None
+        return self._accepted.is_set() and not is_over
+
+    def _park(self, call_id: str, request_id: str) -> None:
+        """Leave the turn to whoever brings the results; every call of the step is told by now."""
+        socket, runtime, calls = self._socket, self._runtime, self._calls
+        if socket is None or runtime is None:
+            return
+        parked = ParkedTurn(self._backend, socket, runtime, calls.toolkit, calls.names)
+        parked.requests[call_id] = request_id
+        self._backend.threads.parked[runtime] = parked
+        socket.hear(runtime, parked)
+        self._is_parked = True
+        if self._deadlines is not None:
+            self._deadlines.stop()
+        self._give_place()
+        self._waiting.append(([*calls.release(), Stop("requires_approval")], 0))
+        self._hand_on()
+
+    async def _resume(self, parked: ParkedTurn) -> None:
+        """Go on with a parked turn: its calls get their results, and the user's words come behind them."""
+        socket, runtime = parked.socket, parked.runtime
+        parked.leave()
+        self._calls = ClientCalls(parked.toolkit, frozenset(parked.names))
+        self._resumed = frozenset((*parked.names, *parked.requests))
+        self._requests = parked.requests
+        socket.hear(runtime, self)
+        self._is_sent = True
+        self._accept()
+        content = self._match_results(parked.names)
+        if content:
+            self._joins = True
+            await self._put_in(socket, runtime, content)
+        for frame, size in parked.frames:
+            self.heard(frame, size)
+        self._answers = True  # and not before the user's words wait behind the calls
+        await self._answer_calls()
+
+    def _match_results(self, names: dict[str, str]) -> str | list[TextContent | ImageContent]:
+        """Keep the results that calls wait for, and return what is left to be said."""
+        strangers: list[ToolResult] = []
+        rests: list[ToolResult] = []
+        for result in self._turn.returns:
+            if result.call_id not in self._resumed:
+                strangers.append(result)
+                continue
+            self._results[result.call_id], rest = cut(result)
+            if rest is not None:
+                rests.append(rest)
+        return said_to_agent(self._turn, strangers, names, rests)
+
+    async def _answer_calls(self) -> None:
+        """Answer what the server asked; what has no result is answered too, as it would wait for it."""
+        while self._requests and self._socket is not None:
+            call_id, request_id = self._requests.popitem()
+            result = None if self._is_stopping else self._results.get(call_id)
+            text, succeeded = (NO_RESULT, False) if result is None else (result.text, result.succeeded)
+            await self._socket.send(wire.answer_of(request_id, text, succeeded=succeeded))
+
+    async def _leave_queue(self, socket: Socket, runtime: Runtime) -> None:
+        """Take back what the user said with the results: an input that is left there would start the next turn."""
+        self._joins = False
+        if self._queue_item is not None:
+            command = wire.RemoveQueued(request_id=new_request_id(), runtime=runtime, item_id=self._queue_item)
+            await self._backend.reply(socket, command, within=ACCEPT)
+
     # The way out -----------------------------------------------------------------------------------------------------
 
     def _hand_on(self) -> None:
@@ -247,7 +375,7 @@ class AppServerTurn:
             return
         if self._error is not None:
             delivery.fail(self._error)
-        elif self._finished.is_set():
+        elif self._finished.is_set() or self._is_parked:
             delivery.end()
 
     def _end(self, error: Exception) -> None:
@@ -261,7 +389,7 @@ class AppServerTurn:
             raise self._error
 
     async def _start(self) -> None:
-        if self._backend.is_warm(self._turn.agent_id):
+        if self._backend.threads.is_warm(self._turn):
             await self._send()
             return
         await self._backend.cold_starts.acquire()
@@ -276,19 +404,38 @@ class AppServerTurn:
             self._backend.cold_starts.release()
 
     async def _send(self) -> None:
-        agent_id = self._turn.agent_id
-        socket, runtime = self._socket, self._runtime = await self._backend.thread_of(agent_id)
-        command = wire.input_of(self._turn, runtime, self._request_id, self._backend.tools_of(agent_id))
+        turn, backend = self._turn, self._backend
+        toolkit = toolkit_of(turn.tools, backend.tools_of(turn.agent_id))
+        while True:
+            socket, runtime = self._socket, self._runtime = await backend.threads.place_of(turn, toolkit)
+            parked = backend.threads.parked.get(runtime)
+            if parked is None:
+                break
+            if not parked.is_ending and parked.toolkit.digest == toolkit.digest:
+                await self._resume(parked)
+                return
+            # A turn keeps the tools that it began with: one with other tools is another one.
+            self._superseded = parked.names
+            if not await parked.end():
+                await backend.threads.leave(runtime)
+        await backend.threads.offer(socket, runtime, toolkit)
+        self._calls = ClientCalls(toolkit)
         if socket.is_lost:
             raise gone()
         socket.hear(runtime, self)
         self._is_sent = True
-        reply = await self._backend.reply(socket, command, self._backend.config.limits.turn)
-        if not (reply.success and reply.accepted):
-            self._finish_unheard()
-            raise failures.of_refusal(reply.error)
+        await self._put_in(socket, runtime, said_to_agent(turn, turn.returns, self._superseded))
         if not self._accepted.is_set():
             await self._wait_for_another(socket, runtime)
+
+    async def _put_in(self, socket: Socket, runtime: Runtime, content: str | list[TextContent | ImageContent]) -> None:
+        toolkit = self._calls.toolkit
+        command = wire.input_of(content, runtime, self._request_id, toolkit.server_tools, tuple(toolkit.names))
+        reply = await self._backend.reply(socket, command, within=self._backend.config.limits.turn)
+        if not (reply.success and reply.accepted):
+            if not self._resumed:
+                self._finish_unheard()
+            raise failures.of_refusal(reply.error)
 
     async def _wait_for_another(self, socket: Socket, runtime: Runtime) -> None:
         """Wait while the server is at another turn of this conversation; take the input back when that takes long.
@@ -314,7 +461,7 @@ class AppServerTurn:
             if self._queue_item is not None and not self._accepted.is_set():
                 command = wire.RemoveQueued(request_id=new_request_id(), runtime=runtime, item_id=self._queue_item)
                 self._is_withdrawn = True
-                if (await self._backend.reply(socket, command, ACCEPT)).success:
+                if (await self._backend.reply(socket, command, within=ACCEPT)).success:
                     self._finished.set()
                     return True
             await self._accepted.wait()

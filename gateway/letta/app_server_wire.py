@@ -8,11 +8,10 @@ the server does not know is ignored without a word, so every request needs a dea
 from typing import Final, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway.letta.backend import Agent
-from gateway.letta.wire import ImageContent, TextContent, content_of
-from gateway.translation.agent_turn import AgentTurn
+from gateway.letta.wire import ImageContent, TextContent
 
 THREAD: Final = "Letta Gateway"
 """The summary by which an agent's own thread is found again: the newest of its conversations that has it.
@@ -21,6 +20,13 @@ The thread that every agent has from the beginning, ``default``, will not do: a 
 for each conversation id, and all agents' threads have that same one, so a second agent's turn fails with
 ``Conversation default already has an active run`` while the first one speaks (letta 0.34.12).
 """
+
+CHAT: Final = "Chat by letta-gateway"
+"""The summary of the gateway's other conversations, for people; a search for an agent's own thread misses it."""
+SCOPE: Final = "client"
+"""What the client's tools are registered under; a turn that does not name it has none of them."""
+LONGEST_CALL: Final = 300_000
+"""Milliseconds: the server takes no longer limit for a call (letta 0.34.12)."""
 
 
 class Runtime(Struct, frozen=True):
@@ -76,6 +82,26 @@ class ForkConversation(Command, tag="conversation_fork"):
     conversation_id: str
 
 
+class ConversationChanges(Struct, frozen=True, omit_defaults=True):
+    """What a conversation is to become."""
+
+    archived: bool
+    summary: str | None = None
+
+
+class UpdateConversation(Command, tag="conversation_update"):
+    """Change a conversation."""
+
+    conversation_id: str
+    body: ConversationChanges
+
+
+class RetrieveAgent(Command, tag="agent_retrieve"):
+    """Ask for an agent."""
+
+    agent_id: str
+
+
 class AgentBody(Struct, omit_defaults=True):
     """What an agent is made of, or is to become."""
 
@@ -128,6 +154,52 @@ class CreateConversation(Command, tag="conversation_create"):
     body: ConversationBody
 
 
+class ExternalTool(Struct, frozen=True):
+    """A tool that the client executes.
+
+    Without ``auto_background`` the agent would be told after ten seconds that the call goes on by itself.
+    """
+
+    name: str
+    description: str
+    parameters: Raw
+    timeout_ms: int = LONGEST_CALL
+    auto_background: bool = False
+
+
+class ToolGroup(Struct, frozen=True):
+    """Tools, and what a turn has to name to have them."""
+
+    scope_id: str
+    tools: tuple[ExternalTool, ...]
+
+
+class ToolUpdate(Struct, frozen=True):
+    """All external tools that these conversations are to have."""
+
+    runtimes: tuple[Runtime, ...]
+    external_tools: tuple[ToolGroup, ...]
+
+
+class UpdateTools(Command, tag="runtime_external_tools_update"):
+    """Register external tools, in the place of those that this socket registered before."""
+
+    updates: tuple[ToolUpdate, ...]
+
+
+class CallResult(Struct, frozen=True, omit_defaults=True):
+    """What a call gave back."""
+
+    content: tuple[TextContent, ...]
+    is_error: bool = False
+
+
+class AnswerCall(Command, tag="external_tool_call_response"):
+    """Answer a call, by the id of the server's request; there is no reply."""
+
+    result: CallResult
+
+
 class StartRuntime(Command, tag="runtime_start", omit_defaults=False):
     """Subscribe this socket to a conversation.
 
@@ -140,6 +212,7 @@ class StartRuntime(Command, tag="runtime_start", omit_defaults=False):
     recover_approvals: bool = False
     force_device_status: bool = False
     client_info: ClientInfo = ClientInfo()
+    external_tools: tuple[ToolGroup, ...] | UnsetType = UNSET
 
 
 class UserMessage(Struct):
@@ -158,13 +231,14 @@ class Toolset(Struct, frozen=True):
 
 
 class InputPayload(Struct):
-    """A turn's message, and the tools of the server's machine that it may use: none but those allowed here."""
+    """A turn's message, and the tools that it may use: none but those allowed here."""
 
     messages: list[UserMessage]
     client_tool_allowlist: tuple[str, ...]
     client_toolset: Toolset
     kind: str = "create_message"
     exclude_interactive_tools: bool = True
+    external_tool_scope_ids: tuple[str, ...] | UnsetType = UNSET
 
 
 class Input(Command, tag="input"):
@@ -225,6 +299,7 @@ class Incoming(Struct):
     queue: list[QueueItem] = []
     removed: list[Unqueued] = []
     loop_status: LoopStatus = LoopStatus()
+    tool_call_id: str = ""
 
 
 class Reply(Struct):
@@ -296,17 +371,47 @@ class ModelsReply(Reply):
 decode_incoming: Final = msgspec.json.Decoder(Incoming).decode
 encode: Final = msgspec.json.Encoder().encode
 
+
+class Classification(Struct):
+    """Which calls of a step run, as the server decided."""
+
+    auto_denied_tool_call_ids: tuple[str, ...] = ()
+
+
+_decode_classification: Final = msgspec.json.Decoder(Classification).decode
+
 NO_TOOLS: Final = Toolset("none")
 MODEL_ASKED: Final = "WAITING_FOR_API_RESPONSE"
 """The loop status from which a turn waits for its model, not for the server."""
 
 
-def input_of(turn: AgentTurn, runtime: Runtime, request_id: str, tools: tuple[str, ...]) -> Input:
-    """Return the command that starts a turn; ``tools`` are those of the server's machine that it may use."""
-    message = UserMessage(content_of(turn), request_id)
-    toolset = Toolset("none", tools) if tools else NO_TOOLS
+def input_of(
+    content: str | list[TextContent | ImageContent],
+    runtime: Runtime,
+    request_id: str,
+    server_tools: tuple[str, ...] = (),
+    client_tools: tuple[str, ...] = (),
+) -> Input:
+    """Return the command that starts a turn with these tools: of the server's machine, and the client's."""
     return Input(
         request_id=request_id,
         runtime=runtime,
-        payload=InputPayload([message], client_tool_allowlist=tools, client_toolset=toolset),
+        payload=InputPayload(
+            [UserMessage(content, request_id)],
+            client_tool_allowlist=(*server_tools, *client_tools),
+            client_toolset=Toolset("none", server_tools) if server_tools else NO_TOOLS,
+            external_tool_scope_ids=(SCOPE,) if client_tools else UNSET,
+        ),
     )
+
+
+def answer_of(request_id: str, text: str, *, succeeded: bool) -> AnswerCall:
+    """Return the command that answers a call."""
+    return AnswerCall(request_id=request_id, result=CallResult((TextContent(text),), is_error=not succeeded))
+
+
+def refused_calls(delta: bytes) -> tuple[str, ...] | None:
+    """Return the calls that the server refuses by itself; None where the frame is not about that."""
+    if b"approval_classification_end" not in delta:
+        return None
+    return _decode_classification(delta).auto_denied_tool_call_ids

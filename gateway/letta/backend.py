@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.errors import GatewayError
 from gateway.translation.agent_events import Batch
-from gateway.translation.agent_turn import AgentTurn
+from gateway.translation.agent_turn import AgentTurn, Overlay
 
 Take: TypeAlias = Callable[[Batch], bool]
 """Takes one batch; False when it is not ready for the next one. What it raises ends the delivery."""
@@ -23,6 +23,21 @@ class Agent(msgspec.Struct, frozen=True):
     created: int
 
 
+class AgentDetails(msgspec.Struct, frozen=True):
+    """What an agent is, for people who choose one; ``tools`` are the names of its own."""
+
+    description: str | None
+    model: str | None
+    tools: tuple[str, ...]
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a kind of Letta server can do beyond the rest."""
+
+    overlays: bool
+    """Whether an agent can be shown instructions for a turn that do not stay in its thread: ``put_on``."""
+
+
 class RunningTurn(Protocol):
     """A turn: open it, have its batches of events delivered (one batch per network read), settle it, close it.
 
@@ -36,7 +51,11 @@ class RunningTurn(Protocol):
         ...
 
     async def open(self) -> None:
-        """Send the turn; raises where Letta refuses it or does not answer in time."""
+        """Send the turn; raises where Letta refuses it or does not answer in time.
+
+        Calls that wait in the conversation and are not answered by the turn's returns are answered as superseded, and
+        returns whose calls do not wait (any more) reach the agent in words: neither is an error.
+        """
         ...
 
     async def deliver(self, take: Take, ready: Ready) -> None:
@@ -67,6 +86,11 @@ class RunningTurn(Protocol):
 class AgentBackend(Protocol):
     """A Letta server. Every method raises only the tree of ``gateway/errors.py``."""
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Tell what this kind of server can do."""
+        ...
+
     async def agents(self) -> list[Agent]:
         """Return every agent."""
         ...
@@ -76,7 +100,35 @@ class AgentBackend(Protocol):
         ...
 
     def turn(self, turn: AgentTurn) -> RunningTurn:
-        """Return a turn that is yet to be opened."""
+        """Return a turn that is yet to be opened.
+
+        It ends with ``Stop("requires_approval")`` where the agent called tools of the client's; a later turn of the
+        same conversation with their returns goes on from there.
+        """
+        ...
+
+    async def new_conversation(self, agent_id: str) -> str:
+        """Make a conversation of an agent's, apart from its own thread, and return its id."""
+        ...
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        """Delete a conversation, whatever waits in it; one that is not there is no error."""
+        ...
+
+    async def details(self, agent_id: str) -> AgentDetails:
+        """Return what an agent is; raises ``AgentGone``."""
+        ...
+
+    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
+        """Show an agent instructions in every turn until ``take_off``; only where ``capabilities`` say so."""
+        ...
+
+    async def take_off(self, agent_id: str) -> None:
+        """Show an agent no overlay (any more)."""
+        ...
+
+    async def clean_up(self) -> None:
+        """Remove what a gateway that was killed left on the server."""
         ...
 
     async def ping(self) -> None:

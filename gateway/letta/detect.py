@@ -15,9 +15,9 @@ import structlog
 
 from gateway.errors import BackendError, UpstreamAuthFailed, UpstreamInvalid, UpstreamUnavailable
 from gateway.letta import upstream_errors
-from gateway.letta.backend import Agent, AgentBackend, RunningTurn
+from gateway.letta.backend import Agent, AgentBackend, AgentDetails, Capabilities, RunningTurn
 from gateway.tasks import TaskSet
-from gateway.translation.agent_turn import AgentTurn
+from gateway.translation.agent_turn import AgentTurn, Overlay
 
 Kind: TypeAlias = Literal["rest", "app_server"]
 
@@ -112,6 +112,35 @@ class DetectedBackend:
         if self._found is None:
             raise UpstreamUnavailable(retry_after=upstream_errors.DEFAULT_RETRY_AFTER, should_retry=True)
         return self._found.turn(turn)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Tell what the server can do: nothing, before it is known which it is."""
+        return Capabilities(overlays=False) if self._found is None else self._found.capabilities
+
+    async def new_conversation(self, agent_id: str) -> str:
+        """Make a conversation of an agent's and return its id."""
+        return await (await self._backend()).new_conversation(agent_id)
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        """Delete a conversation."""
+        await (await self._backend()).delete_conversation(conversation_id)
+
+    async def details(self, agent_id: str) -> AgentDetails:
+        """Return what an agent is."""
+        return await (await self._backend()).details(agent_id)
+
+    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
+        """Show an agent instructions until ``take_off``."""
+        await (await self._backend()).put_on(agent_id, overlay)
+
+    async def take_off(self, agent_id: str) -> None:
+        """Show an agent no overlay."""
+        await (await self._backend()).take_off(agent_id)
+
+    async def clean_up(self) -> None:
+        """Remove what a gateway that was killed left on the server."""
+        await (await self._backend()).clean_up()
 
     async def ping(self) -> None:
         """Ask whether the server answers."""

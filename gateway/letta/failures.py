@@ -83,7 +83,19 @@ _DETAILS: Final[dict[str, Callable[[], GatewayError]]] = {
     "INVALID_ARGUMENT": lambda: UpstreamRejected(should_retry=False),
 }
 
+
+class ReturnsRefused(UpstreamRejected):
+    """Letta waits for results of other calls than those that were sent, or of none."""
+
+    default_code = "tool_results_refused"
+    default_message = (
+        "The Letta server takes no results for these tool calls (any more). Send the results for the calls of the "
+        "agent's last answer, or a new message."
+    )
+
+
 _PENDING: Final = "waiting for approval"
+_OTHER_CALLS: Final = ("No tool call is currently awaiting approval", "Invalid tool call IDs")
 _GOOD_STOPS: Final[dict[str, StopReason]] = {reason: reason for reason in get_args(StopReason)}
 _NO_AGENT: Final = re.compile(r"Agent \S+ not found")
 _NO_CONVERSATION: Final = re.compile(r"Conversation \S+ not found")
@@ -111,10 +123,17 @@ def of_error(
     """Return the error of an ``error_message`` frame; ``announced`` is that of the stop reason before it."""
     if _PENDING in (message or "") or _PENDING in (detail or ""):
         return PendingApproval()
+    if refuses_returns(detail or ""):
+        return ReturnsRefused(should_retry=False)
     known = _DETAILS.get((detail or "").partition(":")[0]) or _ERROR_TYPES.get(error_type or "")
     if known is not None:
         return known()
     return announced or TurnFailed(should_retry=False)
+
+
+def refuses_returns(detail: str) -> bool:
+    """Tell whether a turn was refused for its results: nobody waits for them, or more is waited for."""
+    return any(text in detail for text in _OTHER_CALLS)
 
 
 # The App Server -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ counted; a known kind that does not fit is the upstream's fault.
 """
 
 import json
-from typing import Final, get_args
+from collections.abc import Collection
+from typing import Final, Protocol, get_args
 
 import msgspec
 from msgspec import Struct
@@ -15,12 +16,14 @@ from gateway.errors import GatewayError, UpstreamInvalid
 from gateway.letta import failures
 from gateway.letta.event_stream import EventStream
 from gateway.translation.agent_events import (
+    AgentEvent,
     Batch,
     Failure,
     ReasoningDelta,
     ServerToolCall,
     ServerToolReturn,
     Stop,
+    StopReason,
     TextDelta,
     ToolCallDelta,
     Usage,
@@ -192,23 +195,50 @@ _decode_envelope: Final = msgspec.json.Decoder(Envelope).decode
 # Decoding ------------------------------------------------------------------------------------------------------------
 
 
+class Calls(Protocol):
+    """Tells whose calls the agent's are, and by which names."""
+
+    def called(self, call: ToolCallBody, *, waits: bool) -> AgentEvent | None:
+        """Return the event of a fragment of a call, which runs on Letta unless it ``waits``; None to hold it back."""
+        ...
+
+    def stopped(self, reason: StopReason) -> Batch:
+        """Return the events of a good end."""
+        ...
+
+
+class AllCalls:
+    """Takes every call that waits for one of the client's: for turns that know nothing of tools."""
+
+    def called(self, call: ToolCallBody, *, waits: bool) -> AgentEvent | None:
+        """Return the event of a fragment."""
+        event = ToolCallDelta if waits else ServerToolCall
+        return event(call.tool_call_id, call.name, call.arguments or "")
+
+    def stopped(self, reason: StopReason) -> Batch:
+        """Return the end."""
+        return [Stop(reason)]
+
+
 class FrameDecoder:
     """The decoder of one turn: frames in, events out.
 
     ``run_id`` is the run's id as soon as a frame has named it; ``unknown`` counts the frames of kinds that nobody
     knows. ``by_step`` is the App Server's way: each step of a turn is a run, with numbers, failures and a stop reason
-    of its own, none of which ends the turn; ``trouble`` is what was said of the last failure.
+    of its own, none of which ends the turn; ``trouble`` is what was said of the last failure. Returns of calls that
+    were ``answered`` are no news.
     """
 
-    def __init__(self, *, by_step: bool = False) -> None:
+    def __init__(self, *, by_step: bool = False, calls: Calls | None = None, answered: Collection[str] = ()) -> None:
         self._by_step = by_step
+        self._calls = calls or AllCalls()
         self.trouble = ""
         self.run_id: str | None = None
         self.unknown = 0
         self.stopped = False
         self._pending_failure: GatewayError | None = None
         self._failed = False
-        self._returned: set[str] = set()
+        self._returned = set(answered)
         self._text_id: str | None = None
         self._reasoning_id: str | None = None
         self._last_seq = -1
@@ -290,13 +320,10 @@ class FrameDecoder:
             case ReasoningMessage():
                 self._reasoning(frame, batch)
             case ToolCallMessage():
-                for call in _calls(frame):
-                    batch.append(ServerToolCall(call.tool_call_id, call.name, call.arguments or ""))
+                self._called(frame, batch, waits=False)
             case ApprovalRequestMessage():
                 # The App Server asks itself for approval of its own tools, and gives it.
-                event = ServerToolCall if self._by_step else ToolCallDelta
-                for call in _calls(frame):
-                    batch.append(event(call.tool_call_id, call.name, call.arguments or ""))
+                self._called(frame, batch, waits=not self._by_step)
             case ToolReturnMessage():
                 self._tool_return(frame, batch)
             case StopReasonFrame(stop_reason=reason):
@@ -307,6 +334,12 @@ class FrameDecoder:
                 self._trouble(frame, batch)
             case _:
                 return
+
+    def _called(self, frame: ToolCallMessage | ApprovalRequestMessage, batch: Batch, *, waits: bool) -> None:
+        for call in _calls(frame):
+            event = self._calls.called(call, waits=waits)
+            if event is not None:
+                batch.append(event)
 
     def _tool_return(self, frame: ToolReturnMessage, batch: Batch) -> None:
         if frame.tool_call_id in self._returned:
@@ -329,7 +362,7 @@ class FrameDecoder:
         if good is not None:
             if not self.stopped:
                 self.stopped = True
-                batch.append(Stop(good))
+                batch.extend(self._calls.stopped(good))
             return
         error = failures.of_stop(reason)
         if reason in failures.FOLLOWED_BY_DETAIL:
@@ -398,8 +431,8 @@ class TurnStream:
     ``done`` is set by Letta's ``[DONE]``.
     """
 
-    def __init__(self) -> None:
-        self.frames = FrameDecoder()
+    def __init__(self, calls: Calls | None = None, answered: Collection[str] = ()) -> None:
+        self.frames = FrameDecoder(calls=calls, answered=answered)
         self.events = EventStream()
         self.done = False
 

@@ -10,24 +10,37 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 import aiohttp
 import httpx
 import letta_client
 import msgspec
 from letta_client import Omit, omit
+from letta_client.types.agents import MessageType
 
-from gateway.errors import AgentGone, GatewayError, UpstreamInvalid, UpstreamRejected
+from gateway.errors import AgentGone, ConversationGone, GatewayError, UpstreamInvalid, UpstreamRejected
 from gateway.letta import upstream_errors
-from gateway.letta.backend import Agent
+from gateway.letta.backend import Agent, AgentDetails, Capabilities
 from gateway.letta.breaker import Breaker, RetryBudget
 from gateway.letta.deadlines import Limits
+from gateway.letta.rest_ask import Raw, anything
+from gateway.letta.rest_blocks import LettaBlocks, Overlays
+from gateway.letta.rest_bridge import Bridge
+from gateway.letta.rest_returns import decode_messages, waiting_calls
 from gateway.letta.rest_turn import RestTurn
-from gateway.letta.wire import AgentRow, decode_agent, decode_agents, decode_health
+from gateway.letta.wire import (
+    AgentProfile,
+    AgentRow,
+    decode_agent,
+    decode_agents,
+    decode_conversation,
+    decode_health,
+    decode_profile,
+)
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from gateway.translation.agent_turn import AgentTurn
+from gateway.translation.agent_turn import AgentTurn, Overlay
 
 T = TypeVar("T")
 
@@ -44,25 +57,36 @@ CONTROL_TIMEOUT: Final = 15.0
 CONTROL_BODY: Final = 4_194_304
 """Bytes of one answer of the control plane: a page of agents is 660 KB."""
 PING_TIMEOUT: Final = 3.0
+PROFILE_TTL: Final = 30.0
+"""Seconds for which an agent is taken to have the tools it had."""
+FIRST_WITH_CLIENT_TOOLS: Final = (0, 16, 2)
+"""The version of Letta that first knows ``client_tools``; older ones let them fall."""
+MOST_PROFILES: Final = 1_000
+CALL_MESSAGES: Final[list[MessageType]] = [
+    "approval_request_message",
+    "approval_response_message",
+    "tool_return_message",
+]
+"""The kinds of messages that tell which calls wait."""
+LATEST_CALLS: Final = 20
+"""Messages about calls in which the ones that wait are looked for: they are among the newest three."""
+DEFAULT_CONVERSATION: Final = "default"
+"""What Letta calls an agent's own thread."""
 _is_id: Final = re.compile(r"agent-[A-Za-z0-9_-]{1,100}").fullmatch
 """What may be an agent's id; a slash in it, however encoded, is a path of its own to Letta."""
 
 
-class Raw(Protocol):
-    """An undecoded answer of letta-client's, read whole."""
-
-    async def read(self) -> bytes:
-        """Return the body."""
-        ...
-
-
 class RestConfig(msgspec.Struct, frozen=True):
-    """Where Letta is and how to speak to it; ``project`` is the slug that goes out as ``X-Project``."""
+    """Where Letta is and how to speak to it; ``project`` is the slug that goes out as ``X-Project``.
+
+    ``client_tools`` is how agents get the client's tools: as Letta has it, by the bridge, or by what the agent can.
+    """
 
     base_url: str
     api_key: str | None = None
     project: str | None = None
     limits: Limits = Limits()
+    client_tools: Literal["auto", "native", "bridge"] = "auto"
 
 
 class RestBackend:
@@ -76,7 +100,11 @@ class RestBackend:
         trust = _trust()
         self.session = _stream_session(config, trust)
         self._breaker = Breaker()
+        self._profiles: dict[str, tuple[float, AgentProfile]] = {}
         self._control = _control_plane(config, trust)
+        self._is_native: bool | None = None
+        self.bridge = Bridge(self._control, self._ask)
+        self._overlays = Overlays(LettaBlocks(self._control, self._ask))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -110,6 +138,74 @@ class RestBackend:
         """Return a turn that is yet to be opened."""
         return RestTurn(self, turn)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Tell what V1 and Cloud can do."""
+        return Capabilities(overlays=True)
+
+    async def new_conversation(self, agent_id: str) -> str:
+        """Make a conversation of an agent's and return its id."""
+        return (await self._ask(self._create_conversation(agent_id), decode_conversation)).id
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        """Delete a conversation, as Letta does it: nobody sees it any more."""
+        with contextlib.suppress(AgentGone):
+            await self._ask(self._delete_conversation(conversation_id), anything)
+
+    async def details(self, agent_id: str) -> AgentDetails:
+        """Return what an agent is, as it is now."""
+        self._profiles.pop(agent_id, None)
+        return (await self.profile(agent_id)).details()
+
+    async def profile(self, agent_id: str) -> AgentProfile:
+        """Return what an agent is, as it was lately."""
+        now = asyncio.get_running_loop().time()
+        known = self._profiles.get(agent_id)
+        if known is not None and known[0] > now:
+            return known[1]
+        profile = await self._ask(self._retrieve(agent_id, "agent.tools"), decode_profile)
+        if len(self._profiles) >= MOST_PROFILES:
+            self._profiles.clear()
+        self._profiles[agent_id] = (now + PROFILE_TTL, profile)
+        return profile
+
+    async def needs_bridge(self, profile: AgentProfile) -> bool:
+        """Tell whether an agent takes tools of the client's by the bridge only."""
+        if profile.is_legacy or self.config.client_tools == "bridge":
+            return True  # a legacy agent lets a turn's tools fall without a word
+        return self.config.client_tools == "auto" and not await self._takes_client_tools()
+
+    async def _takes_client_tools(self) -> bool:
+        if self._is_native is None:
+            try:
+                health = await self._ask(self._health(), decode_health)
+            except (AgentGone, UpstreamInvalid, UpstreamRejected):
+                return True  # whoever tells no version is no old server
+            self._is_native = _version(health.version) >= FIRST_WITH_CLIENT_TOOLS
+        return self._is_native
+
+    async def clean_up(self) -> None:
+        """Delete what a crash has left on Letta; once, when the gateway starts."""
+        await self.bridge.clean_up()
+
+    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
+        """Show an agent instructions, in a memory block, and no other ones."""
+        await self._overlays.put_on(agent_id, overlay)
+
+    async def take_off(self, agent_id: str) -> None:
+        """Show an agent no overlay; the block stays for the next time."""
+        await self._overlays.take_off(agent_id)
+
+    async def waiting_calls(self, agent_id: str, conversation_id: str | None) -> tuple[str, ...]:
+        """Return the calls that wait for their results in a conversation, or on the agent's own thread."""
+        try:
+            rows = await self._ask(self._list_calls(agent_id, conversation_id), decode_messages)
+        except AgentGone as error:
+            if conversation_id is None:
+                raise
+            raise ConversationGone(should_retry=False) from error
+        return waiting_calls(rows)
+
     async def ping(self) -> None:
         """Ask ``/v1/health/``, past the breaker: readiness wants to know what is, not what was."""
         _decoded(await _body(self._control.with_raw_response.health(timeout=PING_TIMEOUT), PING_TIMEOUT), decode_health)
@@ -142,8 +238,30 @@ class RestBackend:
             name=name, after=after, limit=PAGE, order="asc", order_by="created_at"
         )
 
-    async def _retrieve(self, agent_id: str) -> Raw:
-        return await self._control.agents.with_raw_response.retrieve(agent_id)
+    async def _health(self) -> Raw:
+        return await self._control.with_raw_response.health()
+
+    async def _retrieve(self, agent_id: str, *include: Literal["agent.tools"]) -> Raw:
+        return await self._control.agents.with_raw_response.retrieve(agent_id, include=list(include) or omit)
+
+    async def _create_conversation(self, agent_id: str) -> Raw:
+        return await self._control.conversations.with_raw_response.create(agent_id=agent_id)
+
+    async def _delete_conversation(self, conversation_id: str) -> Raw:
+        return await self._control.conversations.with_raw_response.delete(conversation_id)
+
+    async def _list_calls(self, agent_id: str, conversation_id: str | None) -> Raw:
+        if conversation_id is None:
+            return await self._control.agents.messages.with_raw_response.list(
+                agent_id,
+                conversation_id=DEFAULT_CONVERSATION,
+                limit=LATEST_CALLS,
+                order="desc",
+                include_return_message_types=CALL_MESSAGES,
+            )
+        return await self._control.conversations.messages.with_raw_response.list(
+            conversation_id, limit=LATEST_CALLS, order="desc", include_return_message_types=CALL_MESSAGES
+        )
 
     async def _ask(self, question: Coroutine[object, object, Raw], decode: Callable[[bytes], T]) -> T:
         """Ask through the breaker."""
@@ -170,6 +288,10 @@ async def _body(question: Awaitable[Raw], within: float) -> bytes:
         raise upstream_errors.control_plane(error) from error
     except TimeoutError as error:
         raise upstream_errors.too_slow() from error
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
 def _decoded(body: bytes, decode: Callable[[bytes], T]) -> T:

@@ -1,5 +1,8 @@
 """One turn over Letta's REST API: the request, the stream of frames, and how it is stopped.
 
+Which calls wait in a conversation is known to Letta alone: somebody else may have left them, or settled them. A turn
+that brings results looks first; one that brings none looks where Letta refuses it, and is sent once more.
+
 A client's disconnect does not stop a run on Letta; ``POST /v1/agents/{id}/messages/cancel`` with the run's id does.
 The id comes with the first frame, so the request goes on in a task of its own: whoever gives up waiting for it can
 still learn what to cancel.
@@ -12,16 +15,21 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import structlog
+from msgspec import structs
 
-from gateway.errors import GatewayError, UpstreamInvalid
+from gateway.errors import AgentGone, ConversationGone, GatewayError, PendingApproval, UpstreamInvalid
 from gateway.letta import upstream_errors
 from gateway.letta.backend import Ready, Take, always_ready
 from gateway.letta.deadlines import NEVER, TurnDeadlines
 from gateway.letta.delivery import Delivery
+from gateway.letta.failures import ReturnsRefused
 from gateway.letta.frames import TurnStream
 from gateway.letta.read_hook import told_of_reads
+from gateway.letta.rest_bridge import Loan, bridge_name
+from gateway.letta.rest_returns import NOTHING, Settled, settle
+from gateway.letta.rest_tools import ClientTools, native_names
 from gateway.letta.wire import turn_body
-from gateway.translation.agent_events import Batch
+from gateway.translation.agent_events import Batch, Failure
 from gateway.translation.agent_turn import AgentTurn
 
 if TYPE_CHECKING:
@@ -40,6 +48,8 @@ LARGE_BODY: Final = 1_048_576
 CONNECT_PAUSES: Final = (0.1, 0.3)
 """Seconds before each further try to connect."""
 
+_UNSETTLED: Final = (PendingApproval, ReturnsRefused)
+"""How Letta refuses a turn that settles other calls than those that wait."""
 _BROKEN: Final = (*upstream_errors.FOREIGN, RuntimeError)
 """What reading raises where the connection is gone; RuntimeError where aiohttp itself closed it, after garbage."""
 
@@ -60,6 +70,10 @@ class RestTurn:
         self._cancelled = False
         self._closed = False
         self._delivery = Delivery()
+        self._loan: Loan | None = None
+        self._has_heard = False
+        self._has_looked = False
+        self._must_look = False
         self._seen = 0
         self._is_lost = False
         self._now = asyncio.get_running_loop().time
@@ -78,6 +92,20 @@ class RestTurn:
         if self._deadlines is not None:
             self._deadlines.stop()  # of the try before, which Letta refused
         self._deadlines = TurnDeadlines(self._backend.config.limits, self.abort)
+        self._has_looked = False
+        try:
+            await self._start()
+        except _UNSETTLED:
+            self._has_looked = True
+            await self._start()
+
+    async def _start(self) -> None:
+        """Send the turn, in place of the try before."""
+        self._count_skipped()
+        if self._response is not None:
+            self._free(self._response)
+        self._stream, self._response = TurnStream(), None
+        self._seen, self._is_lost, self._has_heard = 0, False, False
         self._request = self._backend.tasks.spawn(self._send(), "turn")
         await self._answered(self._request)
         self._raise_if_aborted()
@@ -95,7 +123,21 @@ class RestTurn:
             self._response.close()  # it cannot be cancelled, so nobody stays to hear its end
 
     async def deliver(self, take: Take, ready: Ready) -> None:
-        """Hand over the batches, one for each network read that has any, from where the stream stands."""
+        """Hand over the batches, one for each network read that has any, from where the stream stands.
+
+        Where Letta's first word is that other calls wait than the turn settles, nobody hears it: the turn is sent once
+        more.
+        """
+        try:
+            await self._deliver(take, ready)
+        except _UNSETTLED:
+            if not self._must_look:
+                raise
+            self._must_look, self._has_looked = False, True
+            await self._start()
+            await self._deliver(take, ready)
+
+    async def _deliver(self, take: Take, ready: Ready) -> None:
         assert self._response is not None and self._deadlines is not None  # noqa: S101, PT018 - open() came before
         try:
             with told_of_reads(self._response, self._hand_on, self._lost):
@@ -135,6 +177,8 @@ class RestTurn:
             self._seen += len(data)
             batch = stream.feed(data)
             if batch:
+                if not self._has_heard:
+                    self._hear_first(batch)
                 return batch
         broken = content.exception()
         if stream.done or content.is_eof():
@@ -144,6 +188,13 @@ class RestTurn:
         if not stream.frames.over:
             raise upstream_errors.truncated() from broken
         return stream.end() or None
+
+    def _hear_first(self, batch: Batch) -> None:
+        self._has_heard = True
+        failed = batch[0]
+        if not self._has_looked and isinstance(failed, Failure) and isinstance(failed.error, _UNSETTLED):
+            self._must_look = True
+            raise failed.error
 
     async def cancel(self) -> None:
         """Cancel the run on Letta, and give it a moment to end.
@@ -189,6 +240,11 @@ class RestTurn:
             self._request.cancel()
         if self._response is not None:
             self._free(self._response)
+        if self._loan is not None:
+            self._backend.tasks.spawn(self._loan.give_back(), "give tools back")
+        self._count_skipped()
+
+    def _count_skipped(self) -> None:
         self._backend.metrics.skipped_frames.inc(self._stream.frames.unknown + self._stream.events.skipped)
 
     def _free(self, response: aiohttp.ClientResponse) -> None:
@@ -217,13 +273,55 @@ class RestTurn:
             raise
 
     async def _send(self) -> aiohttp.ClientResponse:
-        backend = self._backend
+        backend, turn = self._backend, self._turn
+        settled = NOTHING
+        # Results are never sent on trust: where Letta has an answer to a call, it drops a second one and says nothing.
+        if turn.returns or self._has_looked:
+            settled = settle(turn.returns, await self._waiting_calls())
+        body = await self._body(settled)
         with backend.budget.request():
-            response = await self._connect()
+            response = await self._connect(body)
         backend.observe(response.status)
         if response.status == 200 and response.content_type == "text/event-stream":  # noqa: PLR2004
             self._response = response  # whoever waits for it: from here on it is closed with the turn
             return response
+        raise await self._refusal(response)
+
+    async def _waiting_calls(self) -> tuple[str, ...]:
+        try:
+            return await self._backend.waiting_calls(self._turn.agent_id, self._turn.conversation_id)
+        except UpstreamInvalid as error:
+            if self._has_looked:  # what Letta said first is what its operator should hear of
+                raise PendingApproval from error
+            raise
+
+    async def _body(self, settled: Settled) -> bytes:
+        """Return what goes out, and have the stream know whose calls are whose."""
+        turn, backend = self._turn, self._backend
+        if not turn.tools and not settled.answers:
+            self._stream = TurnStream(ClientTools())
+            return turn_body(turn, settled)
+        profile = await backend.profile(turn.agent_id)
+        offered = turn.tools
+        if turn.tools and await backend.needs_bridge(profile):
+            names: tuple[str, ...] = tuple(bridge_name(tool) for tool in turn.tools)
+            await self._borrow()
+            offered = ()
+        else:
+            names = native_names(turn.tools, profile.own_tools)
+            offered = tuple(structs.replace(tool, name=name) for tool, name in zip(turn.tools, names, strict=True))
+        tools = ClientTools(turn.tools, names, is_legacy=profile.is_legacy)
+        self._stream = TurnStream(tools, [said.call_id for said in settled.answers])
+        return turn_body(turn, settled, offered, is_legacy=profile.is_legacy)
+
+    async def _borrow(self) -> None:
+        if self._loan is None:
+            bridge = self._backend.bridge
+            self._loan = Loan(bridge, self._turn.agent_id)
+            await bridge.lend(self._loan, self._turn.agent_id, self._turn.tools)
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> GatewayError:
+        """Return the error of an answer that is no stream."""
         body = b""
         try:
             async with asyncio.timeout(ERROR_BODY_WAIT):
@@ -234,18 +332,19 @@ class RestTurn:
         finally:
             response.close()
         if response.status == 200:  # noqa: PLR2004
-            raise UpstreamInvalid(should_retry=False)
-        raise upstream_errors.for_status(response.status, response.headers, body)
+            return UpstreamInvalid(should_retry=False)
+        error = upstream_errors.for_status(response.status, response.headers, body)
+        if isinstance(error, AgentGone) and self._turn.conversation_id is not None:
+            return ConversationGone(should_retry=False)
+        return error
 
-    async def _connect(self) -> aiohttp.ClientResponse:
+    async def _connect(self, body: bytes) -> aiohttp.ClientResponse:
         backend = self._backend
-        path = f"v1/agents/{self._turn.agent_id}/messages/stream"
-        body = turn_body(self._turn)
         for pause in (*CONNECT_PAUSES, None):
             try:
                 # aiohttp writes a large body in pieces only from a file.
                 data = body if len(body) < LARGE_BODY else io.BytesIO(body)
-                return await backend.session.post(path, data=data, allow_redirects=False)
+                return await backend.session.post(self._path(), data=data, allow_redirects=False)
             except upstream_errors.FOREIGN as error:
                 retriable = upstream_errors.worth_another_try(error)
                 if pause is None or not retriable or not backend.budget.allows():
@@ -255,6 +354,11 @@ class RestTurn:
             with backend.budget.retry():
                 await asyncio.sleep(pause)
         raise AssertionError  # the last try returns or raises
+
+    def _path(self) -> str:
+        if self._turn.conversation_id is not None:
+            return f"v1/conversations/{self._turn.conversation_id}/messages"
+        return f"v1/agents/{self._turn.agent_id}/messages/stream"
 
 
 def _unheard(_: Batch) -> bool:

@@ -7,7 +7,7 @@ settled. ``ScriptedBackend`` plays them in order and records what was asked of i
     backend.play(says("Hel", "lo"))
     backend.play(Script(opening=(Break(ConversationBusy()), Pause(0.1)), steps=([TextDelta("Hi")], Hang())))
     ...
-    assert backend.turns[0].sent.content == (Text("Hello?"),)
+    assert backend.turns[0].sent.news == (UserSaid((Text("Hello?"),)),)
     assert backend.turns[1].cancelled
 """
 
@@ -19,12 +19,12 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from gateway.errors import GatewayError
-from gateway.letta.backend import Agent, Ready, Take, always_ready
+from gateway.errors import AgentGone, GatewayError
+from gateway.letta.backend import Agent, AgentDetails, Capabilities, Ready, Take, always_ready
 from gateway.letta.event_stream import EventStream
 from gateway.letta.frames import DONE, FrameDecoder
 from gateway.translation.agent_events import Batch, Failure, Stop, StopReason, TextDelta, Usage
-from gateway.translation.agent_turn import AgentTurn
+from gateway.translation.agent_turn import AgentTurn, Overlay
 
 
 class Pause(msgspec.Struct, frozen=True):
@@ -193,7 +193,9 @@ class ScriptedBackend:
 
     ``listed`` are its agents: change them at will. ``down``, when set, is raised by whatever asks it something, and
     ``holding`` is waited for before each such answer. ``turns`` are those that were started, in order; ``listings``
-    and ``pings`` count; ``searches`` are the names that were asked for; ``closed`` tells whether it was.
+    ``pings`` and ``cleanings`` count; ``searches`` are the names that were asked for; ``closed`` tells whether it was.
+    ``conversations`` are those that were made, by id, with their agents, ``deleted`` those that were deleted, and
+    ``overlays`` what agents are shown just now.
     """
 
     def __init__(self, agents: Iterable[Agent] = (), usual: Script = USUAL) -> None:
@@ -206,6 +208,11 @@ class ScriptedBackend:
         self.searches: list[str] = []
         self.pings = 0
         self.closed = False
+        self.capabilities = Capabilities(overlays=True)
+        self.conversations: dict[str, str] = {}
+        self.deleted: list[str] = []
+        self.cleanings = 0
+        self.overlays: dict[str, Overlay] = {}
         self._scripts: deque[Script] = deque()
 
     def play(self, *scripts: Script) -> None:
@@ -229,6 +236,39 @@ class ScriptedBackend:
         scripted = ScriptedTurn(turn, self._scripts.popleft() if self._scripts else self.usual)
         self.turns.append(scripted)
         return scripted
+
+    async def new_conversation(self, agent_id: str) -> str:
+        """Make a conversation, and note whose it is."""
+        await self._answer()
+        conversation_id = f"conv-{len(self.conversations) + 1}"
+        self.conversations[conversation_id] = agent_id
+        return conversation_id
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        """Note that it is gone."""
+        await self._answer()
+        self.deleted.append(conversation_id)
+
+    async def details(self, agent_id: str) -> AgentDetails:
+        """Return the same for every agent that is listed."""
+        await self._answer()
+        if all(agent.id != agent_id for agent in self.listed):
+            raise AgentGone(should_retry=False)
+        return AgentDetails("An agent of a script.", "scripted/model", ("memory",))
+
+    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
+        """Note what the agent is shown."""
+        await self._answer()
+        self.overlays[agent_id] = overlay
+
+    async def take_off(self, agent_id: str) -> None:
+        """Note that it is shown no more."""
+        await self._answer()
+        self.overlays.pop(agent_id, None)
+
+    async def clean_up(self) -> None:
+        """Note it."""
+        self.cleanings += 1
 
     async def ping(self) -> None:
         """Answer, or raise what is ``down``."""

@@ -31,6 +31,7 @@ from gateway.errors import (
     UpstreamTruncated,
     UpstreamUnavailable,
 )
+from gateway.letta import failures
 
 DEFAULT_RETRY_AFTER: Final = 2.0
 MIN_RETRY_AFTER: Final = 1.0
@@ -156,6 +157,8 @@ def for_status(status: int, headers: Mapping[str, str], body: bytes) -> GatewayE
         return AgentGone()
     if status == 409:  # noqa: PLR2004
         return _conflict(body)
+    if status == 400 and failures.refuses_returns(body.decode("utf-8", "replace")):  # noqa: PLR2004
+        return failures.ReturnsRefused(should_retry=False)
     known = _STATUSES.get(status)
     if known is not None:
         return known(retry_after(headers.get("Retry-After")))

@@ -4,6 +4,10 @@ import msgspec
 from aiohttp import web
 
 from gateway import keys
+from gateway.conversations.attempts import Attempts
+from gateway.conversations.chats import ChatPolicy, Chats
+from gateway.conversations.outcomes import Outcomes
+from gateway.conversations.responses import Responses
 from gateway.conversations.turns import TurnPolicy, TurnRegistry
 from gateway.letta.app_server import AppServerBackend, AppServerConfig
 from gateway.letta.backend import AgentBackend
@@ -19,15 +23,17 @@ from gateway.server.client_address import TrustedNetworks
 from gateway.server.descriptors import turns_that_fit
 from gateway.server.drain import DrainSwitch
 from gateway.server.edge import first_middleware, operator_rule, response_headers
-from gateway.server.lifecycle import backend_context, loop_lag_context, tasks_context
+from gateway.server.lifecycle import backend_context, loop_lag_context, sweep_context, tasks_context
 from gateway.server.routes import OPERATIONS, ROUTES, add_routes
 from gateway.settings import LETTA_CLOUD, Settings
+from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 from middleware.chain import build_chain
 
 
 def build_app(
     settings: Settings,
+    database: Database,
     *,
     backend: AgentBackend | None = None,
     metrics: Metrics | None = None,
@@ -35,7 +41,7 @@ def build_app(
 ) -> web.Application:
     """Return the gateway as an application; raises ``SettingError`` for a chain that cannot be built.
 
-    Made inside a running event loop, as the connections to Letta belong to it.
+    Made inside a running event loop, as the connections to Letta belong to it; the database is the caller's to close.
     """
     chain = build_chain(settings)  # first: what may fail comes before what must be closed
     metrics, tasks = metrics or Metrics(), TaskSet()
@@ -46,15 +52,19 @@ def build_app(
     app[keys.METRICS] = metrics
     app[keys.TASKS] = tasks
     app[keys.BACKEND] = letta
-    app[keys.PROBE] = Probe(letta, tasks)
+    app[keys.PROBES] = {"letta": Probe(letta.ping, tasks), "database": Probe(database.ping, tasks)}
     app[keys.CATALOG] = Catalog(letta, tasks, settings.models_ttl)
-    app[keys.TURNS] = TurnRegistry(letta, turn_policy(settings), metrics, tasks)
+    app[keys.DATABASE] = database
+    app[keys.RESPONSES] = Responses(database)
+    app[keys.ATTEMPTS] = Attempts(Outcomes(database), tasks)
+    app[keys.TURNS] = turns = TurnRegistry(letta, turn_policy(settings), metrics, tasks)
+    app[keys.CHATS] = Chats(turns, letta, database, chat_policy(settings), tasks)
     app[keys.DRAIN] = DrainSwitch()
     app[keys.LOCAL] = local
     app[keys.IS_OPERATOR] = operator_rule(settings, trusted)
     add_routes(app, (*ROUTES, *cors.PREFLIGHT) if settings.cors_origins else ROUTES)
     app.on_response_prepare.append(response_headers(frozenset(settings.cors_origins)))
-    app.cleanup_ctx.extend([backend_context, tasks_context, loop_lag_context])
+    app.cleanup_ctx.extend([backend_context, tasks_context, loop_lag_context, sweep_context])
     return app
 
 
@@ -65,7 +75,7 @@ def build_operations_app(main: web.Application) -> web.Application:
     )
     app = web.Application(middlewares=[first_middleware(TrustedNetworks(())), *build_chain(chain)])
     app[keys.METRICS] = main[keys.METRICS]
-    app[keys.PROBE] = main[keys.PROBE]
+    app[keys.PROBES] = main[keys.PROBES]
     app[keys.DRAIN] = main[keys.DRAIN]
     app[keys.LOCAL] = main[keys.LOCAL]
     app[keys.IS_OPERATOR] = lambda _: True
@@ -80,7 +90,9 @@ def build_backend(settings: Settings, metrics: Metrics, tasks: TaskSet) -> Agent
 
     def make(kind: Kind) -> AgentBackend:
         if kind == "app_server":
-            config = AppServerConfig(url, key, _limits(settings), settings.server_tools)
+            config = AppServerConfig(
+                url, key, _limits(settings), settings.server_tools, parked_timeout=settings.tool_wait
+            )
             return AppServerBackend(config, metrics, tasks)
         return RestBackend(RestConfig(url, key, settings.letta_project or None, _limits(settings)), metrics, tasks)
 
@@ -89,6 +101,16 @@ def build_backend(settings: Settings, metrics: Metrics, tasks: TaskSet) -> Agent
     if url == LETTA_CLOUD:
         return make("rest")
     return DetectedBackend(lambda: kind_at(url, key, settings.connect_timeout), make, tasks)
+
+
+def chat_policy(settings: Settings) -> ChatPolicy:
+    """Return which conversations requests go to."""
+    return ChatPolicy(
+        conversation=settings.conversation,
+        system_prompts=settings.system_prompts,
+        tool_activity=settings.tool_activity,
+        tool_wait=settings.tool_wait,
+    )
 
 
 def _limits(settings: Settings) -> Limits:

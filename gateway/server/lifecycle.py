@@ -2,16 +2,25 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
+import structlog
 from aiohttp import web
 
 from gateway import keys
+from gateway.errors import GatewayError
 from gateway.metrics import Metrics
 
 LAG_PERIOD: Final = 0.25
 TASKS_CLOSE: Final = 2.0
+SWEEP_PERIOD: Final = 30.0
+PURGE_PERIOD: Final = 3_600.0
+KEEP_RESPONSES: Final = 2_592_000.0
+"""Seconds for which responses are stored: thirty days, as OpenAI does."""
+
+_log: Final = structlog.get_logger("gateway.server")
 
 
 async def backend_context(app: web.Application) -> AsyncIterator[None]:
@@ -33,6 +42,30 @@ async def loop_lag_context(app: web.Application) -> AsyncIterator[None]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def sweep_context(app: web.Application) -> AsyncIterator[None]:
+    """Give up tool calls that waited too long, and forget what is old, while the application runs."""
+    task = app[keys.TASKS].spawn(_sweep(app), "sweep")
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _sweep(app: web.Application) -> None:
+    purge_at = 0.0
+    while True:
+        await asyncio.sleep(SWEEP_PERIOD)
+        now = time.time()
+        try:
+            await app[keys.CHATS].sweep(now)
+            if now >= purge_at:
+                await app[keys.ATTEMPTS].purge(now)
+                await app[keys.RESPONSES].purge(now - KEEP_RESPONSES)
+                purge_at = now + PURGE_PERIOD
+        except GatewayError as error:
+            _log.warning("not swept", code=error.code)
 
 
 async def _measure_lag(metrics: Metrics) -> None:

@@ -44,7 +44,7 @@ def configure(environment: Literal["development", "production"], level: str) -> 
     root.handlers[:] = [handler]
     root.setLevel(level)
     logging.getLogger("aiohttp.server").disabled = True
-    for noisy in ("httpx", "httpcore", "letta_client", "asyncio"):
+    for noisy in ("httpx", "httpcore", "letta_client", "asyncio", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

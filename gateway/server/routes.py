@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway import keys
-from gateway.handlers import chat_completions, models, operations
+from gateway.handlers import chat_completions, models, operations, responses
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -30,6 +30,11 @@ ROUTES: Final = (
     Route("GET", "/v1/models", models.list_models, "api"),
     Route("GET", "/v1/models/{model:.+}", models.retrieve, "api"),
     Route("POST", "/v1/chat/completions", chat_completions.create, "api"),
+    Route("POST", "/v1/responses", responses.create, "api"),
+    Route("GET", "/v1/responses/{response}", responses.retrieve, "api"),
+    Route("DELETE", "/v1/responses/{response}", responses.delete, "api"),
+    Route("GET", "/v1/responses/{response}/input_items", responses.list_input_items, "api"),
+    Route("POST", "/v1/responses/{response}/cancel", responses.cancel, "api"),
 )
 
 

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import aiohttp.http_parser
@@ -14,6 +15,8 @@ import uvloop
 from aiohttp import web
 
 from gateway import keys
+from gateway.errors import GatewayError
+from gateway.letta.backend import AgentBackend
 from gateway.letta.embedded import EmbeddedFailed
 from gateway.letta.local import LocalLetta, running_local_letta
 from gateway.metrics import Metrics
@@ -22,6 +25,9 @@ from gateway.server.app import build_app, build_operations_app
 from gateway.server.listener import Listener
 from gateway.server.local_letta import local_config
 from gateway.settings import Settings
+from gateway.storage.address import address_of
+from gateway.storage.engine import Database
+from gateway.storage.failures import StorageFailed
 from gateway.tasks import TaskSet
 from middleware.chain import build_chain
 
@@ -56,7 +62,16 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
             if local is None:
                 return
             settings = msgspec.structs.replace(settings, letta_base_url=local.url, letta_api_key=local.child.token)
-        await _listen(settings, build_app(settings, metrics=metrics, local=local), signals, announce)
+        database = await _opened(settings)
+        stack.push_async_callback(database.close)
+        await _listen(settings, build_app(settings, database, metrics=metrics, local=local), signals, announce)
+
+
+async def _opened(settings: Settings) -> Database:
+    try:
+        return await Database.open(address_of(settings.database_url, Path(settings.home)))
+    except StorageFailed as error:
+        raise StartFailed(str(error)) from None
 
 
 async def _started_local(
@@ -102,6 +117,7 @@ async def _listen(
         gc.collect()
         gc.freeze()  # what is loaded by now stays: the collector need not walk it again while streams wait
         announce(banner(settings, listeners[0].port, app[keys.LOCAL]))
+        app[keys.TASKS].spawn(_clean_up(app[keys.BACKEND]), "clean up letta")
         _log.info("serving", host=settings.host, port=listeners[0].port)
         await signals.first.wait()
         ending = app[keys.TASKS].spawn(drain.drain(app, settings.grace), "drain")
@@ -115,6 +131,14 @@ async def _listen(
         for listener in listeners:
             await listener.stop()
     _log.info("stopped")
+
+
+async def _clean_up(backend: AgentBackend) -> None:
+    """Remove what a gateway that was killed left on Letta, if that answers."""
+    try:
+        await backend.clean_up()
+    except GatewayError as error:
+        _log.debug("letta not cleaned up", code=error.code)
 
 
 class SignalCount:

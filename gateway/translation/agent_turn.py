@@ -5,20 +5,20 @@ from typing import TypeAlias
 import msgspec
 
 
-class Text(msgspec.Struct, frozen=True):
+class Text(msgspec.Struct, frozen=True, tag=True):
     """A piece of the user's text."""
 
     text: str
 
 
-class ImageData(msgspec.Struct, frozen=True):
+class ImageData(msgspec.Struct, frozen=True, tag=True):
     """An image sent inline: base64 data of the media type named."""
 
     media_type: str
     data: str
 
 
-class ImageUrl(msgspec.Struct, frozen=True):
+class ImageUrl(msgspec.Struct, frozen=True, tag=True):
     """An image that Letta fetches: an https URL."""
 
     url: str
@@ -27,13 +27,77 @@ class ImageUrl(msgspec.Struct, frozen=True):
 Part: TypeAlias = Text | ImageData | ImageUrl
 
 
-class AgentTurn(msgspec.Struct, frozen=True):
-    """One user message for one agent, on the agent's own thread."""
+class UserSaid(msgspec.Struct, frozen=True, tag=True):
+    """A message of the user's."""
+
+    content: tuple[Part, ...]
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A call of a client's tool that the agent made; ``arguments`` are the JSON text that it wrote."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+class AgentSaid(msgspec.Struct, frozen=True, tag=True):
+    """A message of the agent's: its text, and the calls that it made with it."""
+
+    text: str
+    calls: tuple[Call, ...] = ()
+
+
+class ToolResult(msgspec.Struct, frozen=True, tag=True):
+    """What the client's tool gave back for a call."""
+
+    call_id: str
+    text: str
+    succeeded: bool = True
+
+
+class Instructed(msgspec.Struct, frozen=True, tag=True):
+    """A message of the client's developer or operator: a system message."""
+
+    text: str
+
+
+Said: TypeAlias = UserSaid | AgentSaid | ToolResult | Instructed
+"""One message of a transcript."""
+
+
+class ClientTool(msgspec.Struct, frozen=True):
+    """A tool that the client executes; ``parameters`` is its JSON Schema, an object, as JSON."""
+
+    name: str
+    description: str
+    parameters: msgspec.Raw
+
+
+class Overlay(msgspec.Struct, frozen=True):
+    """Instructions that hold for a turn on an agent's own thread; ``key`` names the client that they come from."""
+
+    key: str
+    text: str
+
+
+class AgentTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of one agent.
+
+    ``returns`` answer calls that wait in the conversation; calls that wait there and are not among them are answered
+    as superseded. ``history`` is what the agent is to take as said before, in a conversation that has not seen it;
+    ``news`` is what it answers: at least one message, unless there are returns.
+    """
 
     agent_id: str
-    content: tuple[Part, ...]
+    conversation_id: str | None = None
+    """None for the agent's own thread."""
+    history: tuple[Said, ...] = ()
+    news: tuple[UserSaid | Instructed, ...] = ()
+    returns: tuple[ToolResult, ...] = ()
+    tools: tuple[ClientTool, ...] = ()
 
     @property
     def thread(self) -> str:
         """Name what takes one turn at a time."""
-        return self.agent_id
+        return self.conversation_id or self.agent_id

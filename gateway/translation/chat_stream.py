@@ -30,7 +30,7 @@ from gateway.translation.openai_types import (
     FunctionFragment,
     ToolCallFragment,
 )
-from gateway.translation.tables import FINISH_REASONS, completion_usage
+from gateway.translation.tables import completion_usage, finish_reason
 
 _ENCODER: Final = msgspec.json.Encoder()
 _encode = _ENCODER.encode
@@ -46,15 +46,19 @@ class ChatStream:
     """The translation of one streamed answer; made per request, fed in order.
 
     ``receive`` takes the events of one network read and returns the bytes of all their chunks; ``finish`` ends a
-    stream that ended, ``fail`` one that broke. ``error`` is the failure that Letta told of, once it did.
+    stream that ended, ``fail`` one that broke. ``is_legacy`` writes calls as OpenAI's functions. ``error`` is the
+    failure that Letta told of, once it did.
     """
 
-    def __init__(self, *, completion_id: str, created: int, model: str, include_usage: bool) -> None:
+    def __init__(
+        self, *, completion_id: str, created: int, model: str, include_usage: bool, is_legacy: bool = False
+    ) -> None:
         self._id = completion_id
         self._created = created
         self._model = model
         self._no_usage: UnsetType | None = None if include_usage else UNSET
         self._include_usage = include_usage
+        self._is_legacy = is_legacy
         self._indexes: dict[str, int] = {}
         self._finished = False
         self._begun = False
@@ -108,7 +112,7 @@ class ChatStream:
                 self.usage = event if self.usage is None else self.usage.plus(event)
             case Stop(reason=reason):
                 self._finished = True
-                self._add(self._delta(Delta()), FINISH_REASONS[reason], out)
+                self._add(self._delta(Delta()), finish_reason(reason, is_legacy=self._is_legacy), out)
             case Failure(error=error):
                 self.error = error
             case _:
@@ -125,16 +129,16 @@ class ChatStream:
     def _tool_call(self, event: ToolCallDelta) -> list[Delta]:
         known = event.call_id in self._indexes
         index = self._indexes.setdefault(event.call_id, len(self._indexes))
-        pieces = _pieces(event.arguments)
-        fragments = [FunctionFragment(arguments=piece) for piece in pieces]
-        if not known:
-            fragments[0] = FunctionFragment(name=event.name or "", arguments=pieces[0])
-        return [
-            Delta(
-                tool_calls=[ToolCallFragment(index, event.call_id, fragment, UNSET if known or number else "function")]
-            )
-            for number, fragment in enumerate(fragments)
-        ]
+        first, *more = _pieces(event.arguments)
+        if known:
+            fragments = [ToolCallFragment(index, function=FunctionFragment(arguments=first))]
+        else:
+            begun = FunctionFragment(name=event.name or "", arguments=first)
+            fragments = [ToolCallFragment(index, event.call_id, begun, "function")]
+        fragments += [ToolCallFragment(index, function=FunctionFragment(arguments=piece)) for piece in more]
+        if self._is_legacy:
+            return [Delta(function_call=fragment.function) for fragment in fragments]
+        return [Delta(tool_calls=[fragment]) for fragment in fragments]
 
     def _add_pieces(self, deltas: list[Delta], out: list[bytes]) -> None:
         for delta in deltas:

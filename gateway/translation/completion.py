@@ -18,7 +18,7 @@ from gateway.translation.agent_events import (
     Usage,
 )
 from gateway.translation.openai_types import AnswerMessage, ChatCompletion, Choice, FunctionCall, ToolCall
-from gateway.translation.tables import FINISH_REASONS, completion_usage
+from gateway.translation.tables import completion_usage, finish_reason
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -37,10 +37,11 @@ class CallParts(msgspec.Struct):
 class Completion:
     """One answer being gathered; made per request, fed in order."""
 
-    def __init__(self, *, completion_id: str, created: int, model: str) -> None:
+    def __init__(self, *, completion_id: str, created: int, model: str, is_legacy: bool = False) -> None:
         self._id = completion_id
         self._created = created
         self._model = model
+        self._is_legacy = is_legacy
         # Not lists: a list of the tokens is ten times the size of the text.
         self._text = io.StringIO()
         self._reasoning = io.StringIO()
@@ -73,7 +74,7 @@ class Completion:
         """Return the answer as JSON; raises ``UpstreamTruncated`` unless the agent said that it was done."""
         if self._stop is None:
             raise UpstreamTruncated(should_retry=False)
-        choice = Choice(0, self._message(), None, FINISH_REASONS[self._stop])
+        choice = Choice(0, self._message(), None, finish_reason(self._stop, is_legacy=self._is_legacy))
         return _ENCODER.encode(
             ChatCompletion(
                 self._id, "chat.completion", self._created, self._model, [choice], completion_usage(self.usage)
@@ -96,16 +97,17 @@ class Completion:
 
     def _message(self) -> AnswerMessage:
         text, reasoning = self._text.getvalue(), self._reasoning.getvalue()
+        calls = [
+            ToolCall(call_id, "function", FunctionCall(parts.name, parts.arguments.getvalue()))
+            for call_id, parts in self._calls.items()
+        ]
         return AnswerMessage(
             role="assistant",
-            content=text if text or not self._calls else None,
+            content=text if text or not calls else None,
             reasoning_content=reasoning or UNSET,
             reasoning=reasoning or UNSET,
-            tool_calls=[
-                ToolCall(call_id, "function", FunctionCall(parts.name, parts.arguments.getvalue()))
-                for call_id, parts in self._calls.items()
-            ]
-            or UNSET,
+            tool_calls=calls if calls and not self._is_legacy else UNSET,
+            function_call=calls[0].function if calls and self._is_legacy else UNSET,
         )
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway.translation.tools import FunctionSpec
+
 # Requests ------------------------------------------------------------------------------------------------------------
 
 
@@ -67,10 +69,26 @@ class UserMessage(Struct, tag_field="role", tag="user"):
     content: str | list[UserPart]
 
 
+class SaidFunction(Struct):
+    """A function call that the agent made: the arguments are JSON in a string."""
+
+    name: str
+    arguments: str = ""
+
+
+class SaidCall(Struct):
+    """A tool call that the agent made."""
+
+    id: str
+    function: SaidFunction
+
+
 class AssistantMessage(Struct, tag_field="role", tag="assistant"):
     """What the agent said before: content is null, empty or absent beside tool calls."""
 
     content: str | list[AssistantPart] | None = None
+    tool_calls: list[SaidCall] | None = None
+    function_call: SaidFunction | None = None
 
 
 class ToolMessage(Struct, tag_field="role", tag="tool"):
@@ -96,10 +114,40 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
+class JsonSchema(Struct):
+    """The schema asked of the answer."""
+
+    name: str
+    description: str | None = None
+    schema: msgspec.Raw = msgspec.Raw(b"null")
+    strict: bool | None = None
+
+
 class ResponseFormat(Struct):
     """The shape asked of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class FunctionTool(Struct):
+    """A tool of the client's."""
+
+    function: FunctionSpec
+    type: Literal["function"] = "function"
+
+
+class NamedFunction(Struct):
+    """The function to be called."""
+
+    name: str
+
+
+class NamedTool(Struct):
+    """The tool to be called."""
+
+    function: NamedFunction
+    type: Literal["function"] = "function"
 
 
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
@@ -114,17 +162,19 @@ class ChatCompletionRequest(Struct):
     messages: list[Message]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    functions: list[FunctionSpec] | None = None
+    function_call: Literal["auto", "none"] | NamedFunction | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    metadata: dict[str, str] | None = None
 
     # Refused where set: a Letta agent cannot do it, or not yet.
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     stop: str | list[str] | None = None
-    response_format: ResponseFormat | None = None
-    tools: list[msgspec.Raw] | None = None
-    tool_choice: Any = None
-    functions: list[msgspec.Raw] | None = None
-    function_call: Any = None
     modalities: list[str] | None = None
     audio: Any = None
     prediction: Any = None
@@ -141,10 +191,8 @@ class ChatCompletionRequest(Struct):
     max_completion_tokens: Tokens | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    parallel_tool_calls: bool | None = None
     service_tier: str | None = None
     store: bool | None = None
-    metadata: dict[str, str] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -152,7 +200,7 @@ class ChatCompletionRequest(Struct):
 
 # Answers -------------------------------------------------------------------------------------------------------------
 
-FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -185,11 +233,11 @@ class FunctionFragment(Struct, frozen=True, omit_defaults=True):
 
 
 class ToolCallFragment(Struct, frozen=True, omit_defaults=True):
-    """A piece of a tool call: ``index`` and ``id`` always, as clients fail without either."""
+    """A piece of a tool call: ``index`` always, as clients fail without it; ``id`` once, as SDKs join what repeats."""
 
     index: int
-    id: str
-    function: FunctionFragment
+    id: str | UnsetType = UNSET
+    function: FunctionFragment = FunctionFragment()
     type: Literal["function"] | UnsetType = UNSET
 
 
@@ -201,6 +249,7 @@ class Delta(Struct, frozen=True, omit_defaults=True):
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallFragment] | UnsetType = UNSET
+    function_call: FunctionFragment | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):
@@ -247,6 +296,7 @@ class AnswerMessage(Struct, frozen=True):
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class Choice(Struct, frozen=True):
@@ -269,13 +319,23 @@ class ChatCompletion(Struct, frozen=True):
     usage: CompletionUsage
 
 
+class LettaAgent(Struct, frozen=True):
+    """What a model is on Letta; ``tools`` are the agent's own."""
+
+    agent_id: str
+    description: str | None
+    model: str | None
+    tools: tuple[str, ...]
+
+
 class Model(Struct, frozen=True):
-    """An agent, as a model."""
+    """An agent, as a model; ``letta`` is told of one that is asked for alone."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    letta: LettaAgent | UnsetType = UNSET
 
 
 class ModelList(Struct, frozen=True):

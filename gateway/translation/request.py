@@ -1,20 +1,29 @@
-"""OpenAI's chat completion request -> what is said to the agent.
+"""OpenAI's chat completion request -> what is asked of the agent.
 
-The agent keeps the memory, so only the newest user message goes to it; the transcript before it is checked and left
-alone. What a Letta agent cannot do is refused by name, never dropped in silence.
+The whole transcript is read, and whether its news go to the agent's own thread or into a conversation is decided
+elsewhere. What a Letta agent cannot do is refused by name, never dropped in silence.
 """
 
-import binascii
-import ipaddress
-import re
 from collections.abc import Callable
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, Literal
 
 import msgspec
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.translation.agent_turn import AgentTurn, ImageData, ImageUrl, Part, Text
+from gateway.translation import content
+from gateway.translation.agent_turn import (
+    AgentSaid,
+    Call,
+    ClientTool,
+    Instructed,
+    Part,
+    Said,
+    Text,
+    ToolResult,
+    UserSaid,
+)
+from gateway.translation.ask import Ask, Named, OutputSchema, ToolChoice
+from gateway.translation.field_errors import field_error
 from gateway.translation.openai_types import (
     AssistantMessage,
     AudioPart,
@@ -24,22 +33,23 @@ from gateway.translation.openai_types import (
     FunctionMessage,
     ImagePart,
     Message,
+    NamedFunction,
+    NamedTool,
+    RefusalPart,
+    ResponseFormat,
+    SaidFunction,
     SystemMessage,
     TextPart,
     ToolMessage,
     UserMessage,
     UserPart,
 )
+from gateway.translation.tools import check_choice, check_name, check_schema, client_tools
 
 MAX_MODEL_LENGTH: Final = 512
-MAX_SHOWN: Final = 200
-"""Characters of the request that an error message may show."""
-IMAGE_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
-
-_COMMON_NAMES: Final = {"image/jpg": "image/jpeg"}
+MOST_MESSAGES: Final = 10_000
 
 _DECODER: Final = msgspec.json.Decoder(ChatCompletionRequest)
-_NO_CHOICE: Final = (None, "none", "auto")
 
 
 def decode(body: bytes) -> ChatCompletionRequest:
@@ -50,24 +60,29 @@ def decode(body: bytes) -> ChatCompletionRequest:
     try:
         return _DECODER.decode(body)
     except msgspec.ValidationError as error:
-        raise _field_error(str(error)) from None
+        raise field_error(str(error)) from None
     except RecursionError:
         raise InvalidRequest("The request's body is nested too deeply: flatten it.", code="invalid_json") from None
 
 
-def turn_content(request: ChatCompletionRequest) -> tuple[Part, ...]:
-    """Return what the newest user message says to the agent.
-
-    Raises ``InvalidRequest`` or ``UnsupportedParameter``, naming the field.
-    """
+def ask_of(request: ChatCompletionRequest) -> Ask:
+    """Return what is asked; raises ``InvalidRequest`` or ``UnsupportedParameter``, naming the field."""
     _refuse_unsupported(request)
-    index, message = _newest_user_message(request.messages)
-    return _content(message, f"messages[{index}].content")
-
-
-def agent_turn(agent_id: str, content: tuple[Part, ...]) -> AgentTurn:
-    """Address what is said to an agent's own thread."""
-    return AgentTurn(agent_id=agent_id, content=content)
+    tools, choice = _tools(request)
+    options = request.stream_options
+    return Ask(
+        model=request.model,
+        transcript=_transcript(request.messages),
+        tools=tools,
+        tool_choice=choice,
+        parallel_calls=request.parallel_tool_calls is not False and not _is_legacy(request),
+        output=_output(request.response_format),
+        chat=(request.metadata or {}).get("chat_id"),
+        task=(request.metadata or {}).get("task"),
+        is_legacy=_is_legacy(request),
+        is_stream=bool(request.stream),
+        wants_usage=bool(options and options.include_usage),
+    )
 
 
 # What cannot be done -------------------------------------------------------------------------------------------------
@@ -77,15 +92,6 @@ _REFUSED: Final[tuple[tuple[str, Callable[[ChatCompletionRequest], bool], str], 
     ("logprobs", lambda r: bool(r.logprobs), "Letta reports no log probabilities: leave logprobs out."),
     ("top_logprobs", lambda r: bool(r.top_logprobs), "Letta reports no log probabilities: leave top_logprobs out."),
     ("stop", lambda r: bool(r.stop), "Letta takes no stop sequences: leave stop out."),
-    (
-        "response_format",
-        lambda r: r.response_format is not None and r.response_format.type != "text",
-        "Structured output is not supported: ask for it in the message, and leave response_format out.",
-    ),
-    ("tools", lambda r: bool(r.tools), "Tools of the client are not supported yet: leave tools out."),
-    ("tool_choice", lambda r: r.tool_choice not in _NO_CHOICE, "There are no tools to choose: leave tool_choice out."),
-    ("functions", lambda r: bool(r.functions), "Functions of the client are not supported yet: leave functions out."),
-    ("function_call", lambda r: r.function_call not in _NO_CHOICE, "There are no functions: leave function_call out."),
     (
         "modalities",
         lambda r: r.modalities is not None and r.modalities != ["text"],
@@ -113,161 +119,172 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
         raise InvalidRequest("'model' must be the name or id of an agent. GET /v1/models lists them.", param="model")
 
 
+# Tools ---------------------------------------------------------------------------------------------------------------
+
+
+def _tools(request: ChatCompletionRequest) -> tuple[tuple[ClientTool, ...], ToolChoice]:
+    if (request.functions or request.function_call) and not request.tools:
+        functions = client_tools(request.functions or (), "functions", inside="")
+        choice = _function_choice(request.function_call)
+        check_choice(choice, functions, "function_call", "functions")
+        return functions, choice
+    tools = client_tools([tool.function for tool in request.tools or ()], "tools")
+    choice = _choice(request.tool_choice)
+    check_choice(choice, tools, "tool_choice")
+    return tools, choice
+
+
+def _is_legacy(request: ChatCompletionRequest) -> bool:
+    return bool(request.functions) and not request.tools
+
+
+def _choice(choice: Literal["auto", "none", "required"] | NamedTool | None) -> ToolChoice:
+    match choice:
+        case NamedTool(function=function):
+            return Named(function.name)
+        case "none" | "auto" | "required":
+            return choice
+        case _:
+            return "auto"
+
+
+def _function_choice(choice: Literal["auto", "none"] | NamedFunction | None) -> ToolChoice:
+    match choice:
+        case NamedFunction(name=name):
+            return Named(name)
+        case "none":
+            return "none"
+        case _:
+            return "auto"
+
+
+def _output(wanted: ResponseFormat | None) -> OutputSchema | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return OutputSchema()
+    described = wanted.json_schema
+    if described is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'response_format.json_schema'.",
+            param="response_format.json_schema",
+            code="missing_required_parameter",
+        )
+    path = "response_format.json_schema"
+    check_name(described.name, f"{path}.name")
+    description = content.storable(described.description or "", f"{path}.description")
+    schema = bytes(described.schema)
+    if schema.strip() == b"null":
+        return OutputSchema(described.name, description)
+    check_schema(described.schema, f"{path}.schema")
+    return OutputSchema(described.name, description, msgspec.Raw(schema))
+
+
 # Messages ------------------------------------------------------------------------------------------------------------
 
 
-def _newest_user_message(messages: list[Message]) -> tuple[int, UserMessage]:
+def _transcript(messages: list[Message]) -> tuple[Said, ...]:
     if not messages:
         raise InvalidRequest("'messages' is empty: send at least one message of role 'user'.", param="messages")
+    if len(messages) > MOST_MESSAGES:
+        raise InvalidRequest(f"'messages' has more than {MOST_MESSAGES} items: send fewer.", param="messages")
+    last = _last_said(messages)
+    transcript: list[Said] = []
+    has_news = False
     for index, message in enumerate(messages):
-        _check_role(message, index)
-    newest = messages[-1]
-    if not isinstance(newest, UserMessage):
+        said = _said(message, f"messages[{index}]", is_news=index > last)
+        if said is not None:
+            transcript.append(said)
+            has_news = has_news or (index > last and isinstance(said, UserSaid | ToolResult))
+    if not has_news:
         raise InvalidRequest(
-            "The last message must be of role 'user': it is what the agent answers.",
+            "The last message must be of role 'user' or 'tool': it is what the agent answers.",
             param=f"messages[{len(messages) - 1}].role",
         )
-    return len(messages) - 1, newest
+    return tuple(transcript)
 
 
-def _check_role(message: Message, index: int) -> None:
+def _last_said(messages: list[Message]) -> int:
+    """Return where the assistant spoke last: what comes behind it is news to the agent; -1 where it never did."""
+    spoken = (index for index in reversed(range(len(messages))) if isinstance(messages[index], AssistantMessage))
+    return next(spoken, -1)
+
+
+def _said(message: Message, path: str, *, is_news: bool) -> Said | None:
     match message:
-        case SystemMessage() | DeveloperMessage():
-            raise UnsupportedParameter(
-                "System and developer messages are not supported yet: the agent's own persona and memory instruct it. "
-                "Leave them out.",
-                param=f"messages[{index}].role",
-            )
-        case ToolMessage() | FunctionMessage():
-            raise UnsupportedParameter(
-                "Tool results are not supported yet, as tools of the client are not: leave them out.",
-                param=f"messages[{index}].role",
-            )
-        case UserMessage() | AssistantMessage():
-            return
+        case UserMessage():
+            return _user(message, f"{path}.content", is_news=is_news)
+        case AssistantMessage():
+            return _assistant(message, path)
+        case SystemMessage(content=instructions) | DeveloperMessage(content=instructions):
+            text = _joined(instructions, f"{path}.content")
+            return Instructed(text) if text.strip() else None
+        case ToolMessage(tool_call_id=call_id, content=result):
+            return ToolResult(_call_id(call_id, f"{path}.tool_call_id"), _joined(result, f"{path}.content"))
+        case FunctionMessage(name=name, content=result):
+            return ToolResult(_call_id(name, f"{path}.name"), content.storable(result or "", f"{path}.content"))
 
 
-def _content(message: UserMessage, path: str) -> tuple[Part, ...]:
+def _user(message: UserMessage, path: str, *, is_news: bool) -> UserSaid | None:
+    if not is_news and not message.content:
+        return None
     if isinstance(message.content, str):
-        return (Text(_text(message.content, path)),)
+        if not is_news and not message.content.strip():
+            return None
+        return UserSaid((Text(content.text(message.content, path)),))
     if not message.content:
         raise InvalidRequest(f"'{path}' has no parts: send text or an image.", param=path)
-    parts = [
+    parts = tuple(
         _part(part, f"{path}[{index}]")
         for index, part in enumerate(message.content)
         if not (isinstance(part, TextPart) and not part.text.strip())  # chat pages send one beside an image
-    ]
-    if not parts:
+    )
+    if not parts and is_news:
         raise InvalidRequest(f"'{path}' has no text and no image: an agent is not asked nothing.", param=path)
-    return tuple(parts)
+    return UserSaid(parts) if parts else None
 
 
 def _part(part: UserPart, path: str) -> Part:
     match part:
         case TextPart(text=text):
-            return Text(_text(text, f"{path}.text"))
+            return Text(content.text(text, f"{path}.text"))
         case ImagePart(image_url=image):
-            return _image(image.url, f"{path}.image_url.url")
+            return content.image(image.url, f"{path}.image_url.url")
         case AudioPart():
             raise UnsupportedParameter(f"'{path}': Letta takes no audio. Send text or images.", param=path)
         case FilePart():
             raise UnsupportedParameter(f"'{path}': Letta takes no files here. Send text or images.", param=path)
 
 
-def _text(text: str, path: str) -> str:
-    if not text.strip():
-        raise InvalidRequest(f"'{path}' is empty: an agent is not asked nothing.", param=path)
-    if "\0" in text:
-        raise InvalidRequest(f"'{path}' contains a NUL character, which cannot be stored: remove it.", param=path)
-    return text
+def _assistant(message: AssistantMessage, path: str) -> AgentSaid:
+    calls = [
+        _call(call.id, call.function, f"{path}.tool_calls[{index}].id", f"{path}.tool_calls[{index}].function")
+        for index, call in enumerate(message.tool_calls or ())
+    ]
+    if message.function_call is not None:
+        legacy = message.function_call
+        calls.append(_call(legacy.name, legacy, f"{path}.function_call.name", f"{path}.function_call"))
+    said = message.content
+    if said is None or isinstance(said, str):
+        return AgentSaid(content.storable(said or "", f"{path}.content"), tuple(calls))
+    texts = [part.refusal if isinstance(part, RefusalPart) else part.text for part in said]
+    return AgentSaid(content.storable("\n\n".join(texts), f"{path}.content"), tuple(calls))
 
 
-# Images --------------------------------------------------------------------------------------------------------------
+def _call(call_id: str, function: SaidFunction, id_path: str, path: str) -> Call:
+    return Call(
+        _call_id(call_id, id_path),
+        content.storable(function.name, f"{path}.name"),
+        content.storable(function.arguments, f"{path}.arguments"),
+    )
 
 
-def _image(url: str, path: str) -> ImageData | ImageUrl:
-    if url.startswith("data:"):
-        return _inline_image(url, path)
-    if not _is_public_https(url):
-        raise InvalidRequest(
-            f"Invalid '{path}': expected a data: URL with base64 data, or a public https: URL.",
-            param=path,
-            code="invalid_image_url",
-        )
-    return ImageUrl(url)
+def _joined(said: str | list[TextPart], path: str) -> str:
+    text = said if isinstance(said, str) else "\n\n".join(part.text for part in said)
+    return content.storable(text, path)
 
 
-def _inline_image(url: str, path: str) -> ImageData:
-    header, comma, data = url[len("data:") :].partition(",")
-    media_type, _, encoding = header.partition(";")
-    media_type = _COMMON_NAMES.get(media_type.strip().lower(), media_type.strip().lower())
-    if not comma or encoding.strip().lower() != "base64" or media_type not in IMAGE_TYPES:
-        raise InvalidRequest(
-            f"Invalid '{path}': expected data:<type>;base64,<data> with a type of {', '.join(sorted(IMAGE_TYPES))}.",
-            param=path,
-            code="invalid_image_format",
-        )
-    try:
-        empty = not binascii.a2b_base64(data, strict_mode=True)
-    except (binascii.Error, ValueError):
-        empty = True
-    if empty:
-        raise InvalidRequest(f"Invalid '{path}': the data is not base64.", param=path, code="invalid_base64")
-    return ImageData(media_type, data)
-
-
-def _is_public_https(url: str) -> bool:
-    """Tell whether Letta may be asked to fetch this: it fetches from where it runs, inside somebody's network.
-
-    A name that resolves to a private address cannot be told from here; an address or a local name can.
-    """
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".")
-        _ = parts.port
-    except ValueError:
-        return False
-    if parts.scheme.lower() != "https" or parts.username is not None or not url.isprintable() or " " in url:
-        return False
-    try:
-        return _is_public_address(ipaddress.ip_address(host))
-    except ValueError:
-        return _PUBLIC_NAME.fullmatch(host) is not None and host.rpartition(".")[2] not in _LOCAL_NAMES
-
-
-# Names with a dot and a letter at the head of the last label: no local name, no address in disguise (0x7f.1), and no
-# characters that one reader takes for another's dot, slash or digit.
-_PUBLIC_NAME: Final = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z][a-z0-9-]*")
-_LOCAL_NAMES: Final = frozenset({"local", "internal", "localhost", "localdomain"})
-
-
-def _is_public_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Tell whether an address is everybody's, and hides no IPv4 address (mapped, NAT64 and the like are reserved)."""
-    if isinstance(address, ipaddress.IPv6Address) and address.sixtofour is not None:
-        return False
-    return address.is_global and not address.is_reserved and not address.is_multicast
-
-
-# Field errors --------------------------------------------------------------------------------------------------------
-
-
-def _field_error(message: str) -> InvalidRequest:
-    """Turn msgspec's ``... - at `$.a[0].b``` into OpenAI's wording, with the path as ``param``."""
-    # The last one: what stands before it may quote the request.
-    what, at, where = message.rpartition(" - at `$")
-    if not at:
-        what, where = message, ""
-    path = where.rstrip("`").lstrip(".")
-    if what.startswith("Object missing required field `"):
-        field = what.rpartition("`")[0].rpartition("`")[2]
-        name = f"{path}.{field}" if path else field
-        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-    detail = what.replace("`", "'")[:MAX_SHOWN]
-    name = path or "body"
-    if ", got " in detail:
-        return InvalidRequest(f"Invalid type for '{name}': {_lower(detail)}.", param=path or None, code="invalid_type")
-    return InvalidRequest(f"Invalid value for '{name}': {_lower(detail)}.", param=path or None, code="invalid_value")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _call_id(call_id: str, path: str) -> str:
+    if not call_id or len(call_id) > MAX_MODEL_LENGTH:
+        raise InvalidRequest(f"Invalid '{path}': expected the id of a tool call.", param=path)
+    return content.storable(call_id, path)

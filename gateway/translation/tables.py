@@ -23,6 +23,12 @@ FINISH_REASONS: Final[dict[StopReason, FinishReason]] = {
 }
 
 
+def finish_reason(reason: StopReason, *, is_legacy: bool) -> FinishReason:
+    """Return OpenAI's finish reason; calls of functions had one of their own."""
+    finish = FINISH_REASONS[reason]
+    return "function_call" if is_legacy and finish == "tool_calls" else finish
+
+
 def completion_usage(usage: Usage | None) -> CompletionUsage:
     """Return OpenAI's usage object; zeros where Letta reported nothing, as clients read the field unasked."""
     if usage is None:

@@ -1,7 +1,7 @@
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -12,6 +12,7 @@ from gateway.errors import (
     GatewayError,
     Overloaded,
     ShuttingDown,
+    StorageUnavailable,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamTruncated,
@@ -20,9 +21,12 @@ from gateway.errors import (
 from gateway.letta.scripted import Break, Hang, Hold, Pause, Script, ScriptedBackend, ScriptedTurn, says
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from gateway.translation.agent_events import Stop, TextDelta
+from gateway.translation.agent_events import Failure, Stop, TextDelta
 from gateway.translation.agent_turn import AgentTurn, Text
 from tests.letta.batches import batches, heard, next_batch
+from tests.said import parts_of, said_to
+
+Work: TypeAlias = Callable[[], Awaitable[object]]
 
 HI = TextDelta("Hi")
 TALKS_FOR_EVER = Script(steps=([HI], Hang()))
@@ -37,6 +41,54 @@ class OneAtATime(ScriptedBackend):
         return super().turn(turn)
 
 
+class Saying:
+    """A plan that says one message, and notes what it is asked.
+
+    ``events`` are the names of what was asked; ``delivered`` is what ``end`` was told. ``begin`` and ``end`` do what
+    they are given to do before they are done.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        agent: str = "agent-1",
+        *,
+        begin: Work | None = None,
+        end: Work | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.name = name
+        self.thread = agent
+        self.is_quiet = quiet
+        self.events: list[str] = []
+        self.delivered: bool | None = None
+        self._begin = begin
+        self._end = end
+
+    async def begin(self) -> AgentTurn:
+        self.events.append("begin")
+        if self._begin is not None:
+            await self._begin()
+        return said_to(self.thread, Text(self.name))
+
+    async def end(self, *, is_delivered: bool) -> None:
+        self.events.append("end")
+        self.delivered = is_delivered
+        if self._end is not None:
+            await self._end()
+        self.events.append("ended")
+
+    def leave(self) -> None:
+        self.events.append("leave")
+
+
+def raising(error: BaseException) -> Work:
+    async def work() -> None:
+        raise error
+
+    return work
+
+
 class House:
     """A registry with all that it uses, and clients of it."""
 
@@ -47,17 +99,20 @@ class House:
         self.clients = TaskSet()
         self.registry = TurnRegistry(self.backend, policy or TurnPolicy(), self.metrics, self.tasks)
         self.finished: list[str] = []
+        self.plans: list[Saying] = []
 
-    async def talk(self, name: str, agent: str = "agent-1") -> int:
+    async def talk(self, plan: Saying) -> int:
         """Take a whole turn and return how many batches it had."""
-        async with self.registry.turn(AgentTurn(agent, (Text(name),))) as running:
+        self.plans.append(plan)
+        async with self.registry.turn(plan) as running:
             said = [batch async for batch in batches(running)]
-        self.finished.append(name)
+        self.finished.append(plan.name)
         return len(said)
 
-    async def client(self, name: str, agent: str = "agent-1") -> "asyncio.Task[int]":
+    async def client(self, plan: Saying | str, agent: str = "agent-1") -> "asyncio.Task[int]":
         """Let somebody talk, and see them in."""
-        task = self.clients.spawn(self.talk(name, agent), name)
+        plan = Saying(plan, agent) if isinstance(plan, str) else plan
+        task = self.clients.spawn(self.talk(plan), plan.name)
         await settled()
         return task
 
@@ -69,7 +124,7 @@ class House:
     @property
     def names(self) -> list[str]:
         """Return who was let through, in order."""
-        return [part.text for turn in self.backend.turns for part in turn.sent.content if isinstance(part, Text)]
+        return [part.text for turn in self.backend.turns for part in parts_of(turn.sent) if isinstance(part, Text)]
 
     def assert_empty(self) -> None:
         """Fail where anything is left of any turn."""
@@ -79,6 +134,7 @@ class House:
         assert self.registry._idle.is_set()
         assert len(self.tasks) == 0
         assert all(turn.closed for turn in self.backend.turns)
+        assert all(plan.events[-1:] in ([], ["leave"]) and plan.events.count("leave") < 2 for plan in self.plans)
         assert self.gauge("turns") == self.gauge("waiting") == 0
 
 
@@ -110,7 +166,7 @@ async def house() -> AsyncIterator[House]:
 
 
 async def test_whole_turn(house: House) -> None:
-    async with house.registry.turn(AgentTurn("agent-1", (Text("Hi"),))) as running:
+    async with house.registry.turn(Saying("Hi", quiet=True)) as running:
         assert (house.registry.held, house.gauge("turns")) == (1, 1)
         assert await next_batch(running) == [TextDelta("Hello")]
         await heard(running)
@@ -145,7 +201,7 @@ async def test_newcomer_does_not_overtake_one_who_waits(house: House) -> None:
     first, second = [await house.client(name) for name in "ab"]
     gate.set()
     await first
-    third = house.clients.spawn(house.talk("c"), "c")
+    third = house.clients.spawn(house.talk(Saying("c")), "c")
     await asyncio.gather(second, third)
     assert house.names == ["a", "b", "c"]
 
@@ -197,6 +253,16 @@ async def test_gateway_is_full() -> None:
     house.assert_empty()
 
 
+async def test_thread_is_taken_while_a_turn_has_it_or_is_settled(house: House) -> None:
+    gate = asyncio.Event()
+    task = await house.client(Saying("a", end=gate.wait))
+    assert await task == 5
+    assert (house.registry.is_taken("agent-1"), house.registry.is_taken("agent-2")) == (True, False)
+    gate.set()
+    await settled()
+    assert not house.registry.is_taken("agent-1")
+
+
 # Leaving early -------------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +298,7 @@ async def test_left_after_the_stop_is_not_cancelled(house: House) -> None:
 async def test_left_by_an_error_of_the_clients_side(house: House) -> None:
     house.backend.play(TALKS_FOR_EVER)
     with pytest.raises(ConnectionResetError):
-        async with house.registry.turn(AgentTurn("agent-1", (Text("a"),))):
+        async with house.registry.turn(Saying("a")):
             raise ConnectionResetError
     await settled()
     assert house.backend.turns[0].cancelled
@@ -359,6 +425,207 @@ async def test_letta_that_is_busy_for_too_long() -> None:
     assert house.backend.turns[0].opened == 2
     await settled()
     house.assert_empty()
+
+
+# What a plan is asked -------------------------------------------------------------------------------------------------
+
+WHOLE = ["begin", "end", "ended", "leave"]
+
+
+async def test_plan_of_a_whole_turn(house: House) -> None:
+    plan = Saying("a")
+    async with house.registry.turn(plan) as running:
+        assert plan.events == ["begin"]
+        await heard(running)
+        assert plan.events == ["begin"]
+    await settled()
+    assert (plan.events, plan.delivered) == (WHOLE, True)
+
+
+async def test_plan_that_is_quiet_is_left_at_once(house: House) -> None:
+    plan = Saying("a", quiet=True)
+    async with house.registry.turn(plan) as running:
+        await heard(running)
+    assert (plan.events, house.registry.held) == (["begin", "leave"], 0)
+
+
+async def test_plan_that_becomes_loud_in_its_turn_is_told(house: House) -> None:
+    plan = Saying("a", quiet=True)
+    async with house.registry.turn(plan) as running:
+        await heard(running)
+        plan.is_quiet = False
+    await settled()
+    assert plan.events == WHOLE
+
+
+async def test_plan_is_asked_when_its_thread_is_its_own(house: House) -> None:
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=(Hold(gate), *says("a").steps)))
+    first, second = [await house.client(name) for name in "ab"]
+    assert [plan.events for plan in house.plans] == [["begin"], []]
+    gate.set()
+    await asyncio.gather(first, second)
+
+
+@pytest.mark.parametrize("policy", [TurnPolicy(queue_depth=0), TurnPolicy(queue_wait=0.01), TurnPolicy(max_turns=1)])
+async def test_plan_that_never_had_its_thread_is_asked_nothing(policy: TurnPolicy) -> None:
+    house = House(policy)
+    house.backend.play(TALKS_FOR_EVER)
+    first = await house.client("a")
+    assert isinstance(await outcome(await house.client("b")), ConversationBusy | Overloaded)
+    assert house.plans[1].events == []
+    await leave(first)
+    await settled()
+    house.assert_empty()
+
+
+async def test_waiter_that_leaves_is_asked_nothing(house: House) -> None:
+    house.backend.play(TALKS_FOR_EVER)
+    first, second = [await house.client(name) for name in "ab"]
+    await leave(second)
+    await leave(first)
+    await settled()
+    assert [plan.events for plan in house.plans] == [WHOLE, []]
+
+
+@pytest.mark.parametrize("error", [UpstreamUnavailable(), StorageUnavailable(), RuntimeError("a bug")])
+async def test_plan_that_cannot_begin(house: House, error: Exception) -> None:
+    plan = Saying("a", begin=raising(error))
+    first, second = await house.client(plan), await house.client("b")
+    assert await outcome(first) is error
+    assert await second == 5
+    await settled()
+    assert (plan.events, plan.delivered) == (WHOLE, False)
+    assert house.names == ["b"]
+
+
+async def test_plan_that_is_left_while_it_begins(house: House) -> None:
+    plan = Saying("a", begin=asyncio.Event().wait)
+    first, second = await house.client(plan), await house.client("b")
+    await leave(first)
+    assert await second == 5
+    await settled()
+    assert (plan.events, plan.delivered) == (WHOLE, False)
+
+
+async def test_end_of_the_gateway_while_a_plan_begins(house: House) -> None:
+    gate = asyncio.Event()
+    plan = Saying("a", begin=gate.wait)
+    task = await house.client(plan)
+    ending = house.clients.spawn(house.registry.end(), "end")
+    await settled()
+    gate.set()
+    assert isinstance(await outcome(task), ShuttingDown)
+    await ending
+    assert (plan.events, plan.delivered) == (WHOLE, False)
+    assert [turn.opened for turn in house.backend.turns] == [0]
+
+
+async def test_thread_is_held_until_the_plan_has_ended(house: House) -> None:
+    gate = asyncio.Event()
+    first, second = await house.client(Saying("a", end=gate.wait)), await house.client("b")
+    assert await first == 5
+    await settled()
+    assert (house.names, house.plans[0].events, house.registry.held) == (["a"], ["begin", "end"], 2)
+    gate.set()
+    assert await second == 5
+
+
+async def test_thread_is_held_until_a_plan_that_could_not_begin_has_ended(house: House) -> None:
+    gate = asyncio.Event()
+    plan = Saying("a", begin=raising(UpstreamUnavailable()), end=gate.wait)
+    first, second = await house.client(plan), await house.client("b")
+    assert isinstance(await outcome(first), UpstreamUnavailable)
+    await settled()
+    assert (house.names, house.registry.held) == ([], 2)
+    gate.set()
+    assert await second == 5
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable(), TimeoutError(), ValueError("a bug")])
+@pytest.mark.parametrize("begin", [None, raising(UpstreamUnavailable())])
+async def test_end_that_fails_frees_the_thread_all_the_same(house: House, begin: Work | None, error: Exception) -> None:
+    first, second = await house.client(Saying("a", begin=begin, end=raising(error))), await house.client("b")
+    await outcome(first)
+    assert await second == 5
+    assert house.plans[0].events == ["begin", "end", "leave"]
+
+
+async def test_end_that_hangs_frees_the_thread_in_the_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TELL", 0.02)
+    first, second = await house.client(Saying("a", end=asyncio.Event().wait)), await house.client("b")
+    assert await first == 5
+    assert house.names == ["a"]
+    assert await second == 5
+    assert house.plans[0].events == ["begin", "end", "leave"]
+
+
+async def test_settling_that_has_a_bug_frees_the_thread_all_the_same(house: House) -> None:
+    bug: Any = ValueError("a bug")
+    house.backend.play(Script(steps=([HI], Hang()), settling=(Break(bug),)))
+    first, second = [await house.client(name) for name in "ab"]
+    await leave(first)
+    assert await second == 5
+    assert house.plans[0].events == WHOLE
+
+
+async def test_close_of_the_tasks_while_a_turn_is_settled_tells_the_plan(house: House) -> None:
+    house.backend.play(Script(steps=([HI], Hang()), settling=(Hang(),)))
+    await leave(await house.client("a"))
+    await settled()
+    await house.tasks.close(0)
+    assert house.plans[0].events == WHOLE
+
+
+# Delivered or not ----------------------------------------------------------------------------------------------------
+
+DELIVERED: dict[str, tuple[Script, bool]] = {
+    "ended well": (says("a"), True),
+    "broke": (Script(steps=([HI], Break(UpstreamTruncated()))), True),
+    "broke with an error that says to try again": (
+        Script(steps=([HI], Break(UpstreamUnavailable(should_retry=True)))),
+        True,
+    ),
+    "ended by a failure": (Script(steps=([HI, Failure(UpstreamRejected())],)), True),
+    "cut off": (Script(steps=([HI],)), True),
+    "refused, surely not delivered": (Script(opening=(Break(UpstreamUnavailable(should_retry=True)),)), False),
+    "refused, may be delivered": (Script(opening=(Break(UpstreamTimeout(should_retry=False)),)), True),
+    "refused, nobody knows": (Script(opening=(Break(UpstreamRejected()),)), True),
+    "busy for too long": (Script(opening=(Break(ConversationBusy()),) * 9), False),
+}
+
+
+@pytest.mark.parametrize(("script", "is_delivered"), DELIVERED.values(), ids=DELIVERED.keys())
+async def test_plan_is_told_whether_it_was_delivered(script: Script, is_delivered: Any) -> None:
+    house = House(TurnPolicy(queue_wait=0.1))
+    house.backend.play(script)
+    await outcome(await house.client("a"))
+    await settled()
+    assert (house.plans[0].events, house.plans[0].delivered) == (WHOLE, is_delivered)
+    house.assert_empty()
+
+
+@pytest.mark.parametrize("script", [TALKS_FOR_EVER, Script(opening=(Hang(),))])
+@pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
+async def test_turn_that_was_left_may_be_delivered(script: Script, on_disconnect: Any) -> None:
+    house = House(TurnPolicy(on_disconnect=on_disconnect))
+    house.backend.play(script)
+    await leave(await house.client("a"))
+    await settled()
+    await house.registry.end()
+    for turn in house.backend.turns:
+        turn.abort(UpstreamTimeout())
+    await settled()
+    assert (house.plans[0].events, house.plans[0].delivered) == (WHOLE, True)
+    house.assert_empty()
+
+
+async def test_turn_that_was_ended_in_its_stream_was_delivered(house: House) -> None:
+    house.backend.play(TALKS_FOR_EVER)
+    task = await house.client("a")
+    await house.registry.end()
+    assert isinstance(await outcome(task), ShuttingDown)
+    assert house.plans[0].delivered is True
 
 
 # The end -------------------------------------------------------------------------------------------------------------
@@ -511,7 +778,15 @@ class Chaos:
     async def come(self) -> None:
         self.house.backend.play(self.script())
         agent = self.chance.choice(["agent-1", "agent-1", "agent-2"])
-        self.tasks.append(self.house.clients.spawn(self.house.talk(f"{len(self.tasks)}", agent), "client"))
+        self.tasks.append(self.house.clients.spawn(self.house.talk(self.plan(agent)), "client"))
+
+    def plan(self, agent: str) -> Saying:
+        return Saying(f"{len(self.tasks)}", agent, begin=self.work(), end=self.work(), quiet=self.chance.random() < 0.5)
+
+    def work(self) -> Work | None:
+        gate = asyncio.Event()
+        self.gates.append(gate)
+        return self.chance.choice([None, None, gate.wait, raising(UpstreamUnavailable())])
 
     async def go(self) -> None:
         if self.tasks:

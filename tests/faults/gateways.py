@@ -20,6 +20,7 @@ from tests.faults.chaos_upstream import BadLetta
 from tests.server.recorded_logs import RecordedLogs, recorded_logs
 from tests.server.running import JSON, chat_body, chat_request
 from tests.server.wire import Answer, Connection, ask, connect
+from tests.storage.late import LateDatabase
 
 PATIENCE: Final = 5.0
 GAUGES: Final = ("open_turns", "waiting_turns", "open_streams", "requests_in_flight")
@@ -147,8 +148,9 @@ async def served(letta: BadLetta | str, **changes: Any) -> AsyncIterator[Gateway
     """Serve for as long as the context; at its end see that nothing is left, and one log line per request."""
     url = letta if isinstance(letta, str) else letta.url
     with recorded_logs() as logs:
+        database = LateDatabase()
         settings = Settings(**{"letta_base_url": url, "port": 0, **SHORT, **changes})
-        app = build_app(settings)
+        app = build_app(settings, database)
         listener = Listener(app, "127.0.0.1", 0, stalled=settings.write_timeout)
         await listener.start()
         gateway = Gateway(app, listener, logs)
@@ -158,6 +160,7 @@ async def served(letta: BadLetta | str, **changes: Any) -> AsyncIterator[Gateway
             await gateway.logged_once()
         finally:
             await listener.stop()
+            await database.close()
 
 
 @contextlib.asynccontextmanager

@@ -295,11 +295,11 @@ async def test_recorded_stream_a_byte_at_a_time(letta: BadLetta, gateway: Gatewa
     assert split.events[-1] == "[DONE]"
 
 
-async def test_refusal_of_a_tool_call(letta: BadLetta, gateway: Gateway) -> None:
-    """A call without its name, and one whose arguments are null."""
+async def test_call_of_a_tool_that_no_client_offered(letta: BadLetta, gateway: Gateway) -> None:
+    """A tool of the agent's own asks for approval, with neither a name nor arguments."""
     call = {"tool_call_id": "call-1", "name": None, "arguments": None}
     streamed, whole = await both(
         letta, gateway, *BEGIN, frame("approval_request_message", tool_call=call), stops("requires_approval"), done()
     )
-    assert streamed.events[-2]["choices"][0]["finish_reason"] == "tool_calls"
-    assert whole.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert streamed.events[-2]["choices"][0]["finish_reason"] == "stop"
+    assert whole.json()["choices"][0]["finish_reason"] == "stop"

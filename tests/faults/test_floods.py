@@ -175,7 +175,7 @@ def sends_start() -> Step:
 
 async def test_endless_answer_that_is_gathered(letta: BadLetta, gateway: GatewayProcess) -> None:
     """Without a stream the whole answer would have to be kept."""
-    for size in (5, 2_000):
+    for size in (20, 2_000):
         letta.plays(*BEGIN, floods(frame_bytes(id="message-1", content="x" * size), total=1_024 * MIB), stops(), done())
         async with watched(gateway, f"1 GiB of {size}-character deltas, gathered"):
             answer = await chat(gateway, stream=False)

@@ -143,6 +143,7 @@ async def test_no_thread_is_free(letta: BadLetta) -> None:
     free = threading.Event()
     async with served(letta) as gateway:
         assert (await gateway.chat("once")).status == 200  # letta-client's very first question takes a thread
+        assert (await ask(gateway.port, "GET", "/ready")).status == 200  # and so does opening the database
         loop = asyncio.get_running_loop()
         hogs = [loop.run_in_executor(None, free.wait) for _ in range(64)]
         try:

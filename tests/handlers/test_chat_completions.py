@@ -18,6 +18,7 @@ from gateway.letta.backend import Agent
 from gateway.letta.scripted import Break, Hang, Hold, Pause, Script, ScriptedBackend, ScriptedTurn, Step, says
 from gateway.translation.agent_events import Batch, Failure, ReasoningDelta, Stop, TextDelta, Usage
 from gateway.translation.agent_turn import AgentTurn, Text
+from tests.said import parts_of
 from tests.server.running import FRIEND, JSON, Running, chat_body, chat_request, serving, settings
 from tests.server.wire import Answer, Connection, until
 
@@ -64,7 +65,7 @@ async def test_stream(gateway: Running) -> None:
     assert chunks[-1]["usage"]["total_tokens"] == 12
     (turn,) = gateway.backend.turns
     assert turn.sent.agent_id == FRIEND.id
-    assert turn.sent.content == (Text("Hello?"),)
+    assert parts_of(turn.sent) == (Text("Hello?"),)
     await settled(gateway)
 
 
@@ -328,7 +329,7 @@ async def test_client_goes_away_while_it_waits_for_its_turn(gateway: Running, st
     gate.set()
     assert (await first).status == 200
     await settled(gateway)
-    assert [turn.sent.content for turn in gateway.backend.turns] == [(Text("first"),), (Text("and now?"),)]
+    assert [parts_of(turn.sent) for turn in gateway.backend.turns] == [(Text("first"),), (Text("and now?"),)]
 
 
 async def test_client_goes_away_while_the_agent_is_looked_up() -> None:
@@ -342,7 +343,7 @@ async def test_client_goes_away_while_the_agent_is_looked_up() -> None:
         await until(lambda: figure(gateway, "requests_in_flight") == 0)
         gate.set()
         await settled(gateway)
-        assert [turn.sent.content for turn in backend.turns] == [(Text("and now?"),)]
+        assert [parts_of(turn.sent) for turn in backend.turns] == [(Text("and now?"),)]
 
 
 async def test_headers_do_not_wait_for_a_slow_look_up() -> None:

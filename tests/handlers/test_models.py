@@ -32,7 +32,14 @@ async def test_one_agent_by_either_name() -> None:
     async with serving() as gateway:
         by_name = (await gateway.ask("GET", f"/v1/models/{FRIEND.name}")).json()
         by_id = (await gateway.ask("GET", f"/v1/models/{FRIEND.id}")).json()
-    assert by_name == {"id": FRIEND.name, "object": "model", "created": FRIEND.created, "owned_by": "letta"}
+    letta = {
+        "agent_id": FRIEND.id,
+        "description": "An agent of a script.",
+        "model": "scripted/model",
+        "tools": ["memory"],
+    }
+    plain = {"id": FRIEND.name, "object": "model", "created": FRIEND.created, "owned_by": "letta"}
+    assert by_name == {**plain, "letta": letta}
     assert by_id == {**by_name, "id": FRIEND.id}
 
 

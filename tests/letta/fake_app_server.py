@@ -172,6 +172,53 @@ def unqueued(item: str = "q-1", disposition: str = "dequeued") -> Step:
     return step
 
 
+def call(call_id: str, name: str, arguments: str = "{}") -> Step:
+    """Let the agent call a tool."""
+    return delta("approval_request_message", tool_call={"tool_call_id": call_id, "name": name, "arguments": arguments})
+
+
+def checked(allowed: tuple[str, ...], refused: tuple[str, ...] = ()) -> Step:
+    """Tell which of a step's calls run."""
+    sorts = {"auto_allowed_tool_call_ids": allowed, "auto_denied_tool_call_ids": refused}
+    return script(stop("requires_approval"), delta("approval_classification_end", **sorts))
+
+
+def returned(call_id: str, text: str, status: str = "success") -> Step:
+    """Tell what a call gave back."""
+    return delta("tool_return_message", tool_call_id=call_id, tool_return=text, status=status)
+
+
+def asks(call_id: str, name: str, arguments: Fields | None = None) -> Step:
+    """Ask for the result of a call, and wait until it is there."""
+
+    async def step(exchange: Exchange) -> None:
+        request = f"external-tool-{next(exchange.server.numbers)}"
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        exchange.server.pending[request] = call_id, result
+        await exchange.event(
+            "external_tool_call_request",
+            request_id=request,
+            scope_id="client",
+            tool_call_id=call_id,
+            tool_name=name,
+            input=arguments or {},
+        )
+        await result
+
+    return step
+
+
+def tool_step(**calls: str) -> Step:
+    """Let the agent call tools, by the ids of their calls, and wait for all results, one after the other."""
+    return script(
+        *(call(call_id, name) for call_id, name in calls.items()),
+        usage(50, 5),
+        checked(tuple(calls)),
+        *(asks(call_id, name) for call_id, name in calls.items()),
+        *(returned(call_id, "told again") for call_id in calls),
+    )
+
+
 def raw(data: str | bytes) -> Step:
     """Send something, whatever it is."""
 
@@ -210,6 +257,17 @@ async def cut_off(exchange: Exchange) -> None:
     exchange.cut()
 
 
+async def _take_result(exchange: Exchange) -> None:
+    pending = exchange.server.pending.pop(exchange.command["request_id"], None)
+    if pending is None:
+        return
+    call_id, waiting = pending
+    result = exchange.command["result"]
+    exchange.server.results[call_id] = (result["content"][0]["text"], result.get("is_error", False))
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 # Answers -------------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +303,19 @@ def recorded(name: str, request_id: str) -> Answer:
     async def answer(exchange: Exchange) -> None:
         names = {request_id: exchange.command["request_id"]}
         names |= {old: exchange.runtime[name] for name, old in was.items()}
+        for frame in frames:
+            await exchange.raw(json.dumps(_renamed(frame, names)))
+
+    return answer
+
+
+def recorded_after_result(name: str, request_id: str, asked: str) -> Answer:
+    """Answer a result with the frames recorded after it; ``asked`` is the input of the turn that they belong to."""
+    was = _recording(name, asked)[0]["runtime"]
+    _, frames = _recording(name, request_id)
+
+    async def answer(exchange: Exchange) -> None:
+        names = dict(zip(was.values(), exchange.server.asked("input")[-1]["runtime"].values(), strict=True))
         for frame in frames:
             await exchange.raw(json.dumps(_renamed(frame, names)))
 
@@ -357,7 +428,29 @@ async def _start_runtime(exchange: Exchange) -> None:
         await exchange.reply(runtime={"agent_id": agent_id, "conversation_id": wanted})
 
 
+async def _update_conversation(exchange: Exchange) -> None:
+    wanted = exchange.command["conversation_id"]
+    for row in exchange.server.conversations:
+        if row["id"] == wanted:
+            row.update(exchange.command["body"])
+            await exchange.reply(conversation=row)
+            return
+    await exchange.reply(success=False, conversation=None, error=f"Conversation {wanted} not found")
+
+
+async def _retrieve_agent(exchange: Exchange) -> None:
+    wanted = exchange.command["agent_id"]
+    agent = exchange.server.agents.get(wanted)
+    if agent is None:
+        await exchange.reply(success=False, agent=None, error=f"Agent {wanted} not found")
+    else:
+        await exchange.reply(agent=agent)
+
+
 async def _abort(exchange: Exchange) -> None:
+    if exchange.server.pending:  # the real one waits ten seconds for the result
+        await exchange.reply(runtime=exchange.runtime, aborted=True)
+        return
     running = exchange.server.running.pop(exchange.conversation, None)
     if running is not None:
         running.cancel()
@@ -387,10 +480,14 @@ _DEFAULTS: Final[dict[str, Answer]] = {
     "list_models": replies(entries=[{"id": handle, "handle": handle} for handle in MODELS]),
     "agent_list": _list_agents,
     "agent_create": _create_agent,
+    "agent_retrieve": _retrieve_agent,
     "agent_update": _update_agent,
     "conversation_create": create_conversation,
     "conversation_fork": _fork_conversation,
     "conversation_list": _list_conversations,
+    "conversation_update": _update_conversation,
+    "external_tool_call_response": _take_result,
+    "runtime_external_tools_update": replies(),
     "runtime_start": _start_runtime,
     "input": WELL,
     "abort_message": _abort,
@@ -429,6 +526,10 @@ class FakeAppServer:
         self.conversations = [conversation_row(thread, agent_id, THREAD) for agent_id, thread in THREADS.items()]
         self.queue: dict[str, str] = {}
         self.running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.pending: dict[str, tuple[str, asyncio.Future[None]]] = {}
+        """The requests for results that are not answered yet."""
+        self.results: dict[str, tuple[str, bool]] = {}
+        """What the calls gave back, and whether that is an error."""
         self.commands: list[Fields] = []
         self.connections = 0
         self.port = 0
@@ -487,6 +588,7 @@ class FakeAppServer:
         """Listen no more, and drop what is open."""
         for task in self._tasks:
             task.cancel()
+        self.pending.clear()
         self.cut()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -521,7 +623,9 @@ class FakeAppServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if command["type"] == "input":
-            self.running[exchange.conversation] = task
+            before = self.running.get(exchange.conversation)
+            if before is None or before.done():
+                self.running[exchange.conversation] = task
 
     @staticmethod
     async def _answer(answer: Answer, exchange: Exchange) -> None:

@@ -15,20 +15,79 @@ Frames look as letta 0.16.8 writes them.
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias, cast
 from urllib.parse import parse_qsl
 
 import msgspec
 
 RUN: Final = "run-1"
 AGENT: Final = "agent-00000000-0000-4000-8000-000000000001"
+CONVERSATION: Final = "conv-00000000-0000-4000-8000-000000000002"
+BLOCK: Final = "block-00000000-0000-4000-8000-000000000003"
+TOOL: Final = "tool-00000000-0000-4000-8000-000000000004"
 HEALTH: Final = {"version": "0.16.8", "status": "ok"}
 
-Kind: TypeAlias = Literal["health", "listing", "agent", "turn", "cancel", "unknown"]
+Kind: TypeAlias = Literal[
+    "health",
+    "listing",
+    "agent",
+    "turn",
+    "cancel",
+    "calls",
+    "new conversation",
+    "delete conversation",
+    "agent blocks",
+    "blocks",
+    "new block",
+    "change block",
+    "attach block",
+    "detach block",
+    "recompile",
+    "tools",
+    "upsert tool",
+    "delete tool",
+    "attach tool",
+    "detach tool",
+    "approval of a tool",
+    "unknown",
+]
+
+_KINDS: Final = tuple(
+    (re.compile(pattern), kind)
+    for pattern, kind in cast(
+        "tuple[tuple[str, Kind], ...]",
+        (
+            (r"\w+ health", "health"),
+            (r"\w+ agents", "listing"),
+            (r"\w+ agents/[^/]+", "agent"),
+            (r"\w+ agents/[^/]+/messages/stream", "turn"),
+            (r"POST conversations/[^/]+/messages", "turn"),
+            (r"\w+ agents/[^/]+/messages/cancel", "cancel"),
+            (r"GET (agents|conversations)/[^/]+/messages", "calls"),
+            (r"POST conversations", "new conversation"),
+            (r"DELETE conversations/[^/]+", "delete conversation"),
+            (r"GET agents/[^/]+/core-memory/blocks", "agent blocks"),
+            (r"PATCH agents/[^/]+/core-memory/blocks/attach/[^/]+", "attach block"),
+            (r"PATCH agents/[^/]+/core-memory/blocks/detach/[^/]+", "detach block"),
+            (r"POST agents/[^/]+/recompile", "recompile"),
+            (r"GET blocks", "blocks"),
+            (r"POST blocks", "new block"),
+            (r"PATCH blocks/[^/]+", "change block"),
+            (r"GET tools", "tools"),
+            (r"PUT tools", "upsert tool"),
+            (r"DELETE tools/[^/]+", "delete tool"),
+            (r"PATCH agents/[^/]+/tools/attach/[^/]+", "attach tool"),
+            (r"PATCH agents/[^/]+/tools/detach/[^/]+", "detach tool"),
+            (r"PATCH agents/[^/]+/tools/approval/[^/]+", "approval of a tool"),
+        ),
+    )
+)
+"""What is asked for, by method and path, whatever prefix the path has."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -55,21 +114,9 @@ class Request(msgspec.Struct, frozen=True):
     @property
     def kind(self) -> Kind:
         """Return what is asked for, whatever prefix the path has."""
-        path = self.path.rstrip("/")
-        _, _, rest = path.partition("/v1/")
-        match rest.split("/"):
-            case ["health"]:
-                return "health"
-            case ["agents"]:
-                return "listing"
-            case ["agents", _]:
-                return "agent"
-            case ["agents", _, "messages", "stream"]:
-                return "turn"
-            case ["agents", _, "messages", "cancel"]:
-                return "cancel"
-            case _:
-                return "unknown"
+        _, _, rest = self.path.rstrip("/").partition("/v1/")
+        asked = f"{self.method} {rest}"
+        return next((kind for pattern, kind in _KINDS if pattern.fullmatch(asked)), "unknown")
 
     def header(self, name: str) -> str | None:
         """Return a header that stands once at most."""
@@ -300,6 +347,24 @@ class RecordingServer:
         self.on("agent", status(404, {"detail": "no such agent"}))
         self.on("turn", WELL)
         self.on("cancel", status(200, {}))
+        self.on("calls", status(200, []))
+        self.on("new conversation", status(200, {"id": CONVERSATION, "agent_id": AGENT}))
+        self.on("delete conversation", status(200, None))
+        for nothing in ("agent blocks", "blocks", "tools"):
+            self.on(nothing, status(200, []))
+        for new in ("new block", "change block"):
+            self.on(new, status(200, {"id": BLOCK, "label": "client_instructions"}))
+        self.on("upsert tool", status(200, {"id": TOOL, "name": "client_tool"}))
+        for done_with in (
+            "attach block",
+            "detach block",
+            "attach tool",
+            "detach tool",
+            "delete tool",
+            "approval of a tool",
+        ):
+            self.on(done_with, status(200, {"id": AGENT}))
+        self.on("recompile", status(200, "compiled"))
         self.on("unknown", status(404, {"detail": "Not Found"}))
 
     async def __aenter__(self) -> Self:

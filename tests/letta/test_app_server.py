@@ -7,22 +7,23 @@ import pytest
 from gateway.errors import (
     AgentGone,
     GatewayError,
+    InternalError,
     UpstreamAuthFailed,
     UpstreamInvalid,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from gateway.letta import app_server
+from gateway.letta import app_server, app_server_threads
 from gateway.letta import app_server_wire as wire
 from gateway.letta.app_server import AppServerBackend, AppServerConfig
-from gateway.letta.backend import Agent
+from gateway.letta.backend import Agent, AgentDetails, Capabilities
 from gateway.letta.breaker import FAILURES_TO_OPEN
 from gateway.letta.deadlines import Limits
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import AgentEvent, Stop, TextDelta
-from gateway.translation.agent_turn import AgentTurn, Text
+from gateway.translation.agent_turn import Overlay, Text
 from tests.letta.batches import heard, next_batch
 from tests.letta.fake_app_server import (
     AGENT,
@@ -47,6 +48,7 @@ from tests.letta.fake_app_server import (
     until,
     wait,
 )
+from tests.said import said_to
 
 NewBackend: TypeAlias = Callable[..., AppServerBackend]
 
@@ -93,7 +95,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def said_by(backend: AppServerBackend, agent_id: str = AGENT) -> list[AgentEvent]:
     """Return all events of a turn."""
-    running = backend.turn(AgentTurn(agent_id, (Text("Hi"),)))
+    running = backend.turn(said_to(agent_id, Text("Hi")))
     try:
         async with asyncio.timeout(SOON):
             await running.open()
@@ -170,6 +172,26 @@ async def test_agent_that_was_not_made(server: FakeAppServer, backend: AppServer
     server.on("agent_create", replies(agent=None))
     with pytest.raises(UpstreamInvalid):
         await backend.create_agent(wire.AgentBody(name="new"))
+
+
+async def test_what_an_agent_is(server: FakeAppServer, new_backend: NewBackend) -> None:
+    server.agents[AGENT] |= {"description": "Knows much.", "model": None}
+    backend = new_backend(server_tools={NAMES[AGENT]: ("Read", "Grep")})
+    assert await backend.details(AGENT) == AgentDetails("Knows much.", None, ("Read", "Grep"))
+    assert await backend.details(OTHER) == AgentDetails(None, MODELS[0], ())
+
+
+async def test_what_an_agent_is_that_is_not_there(backend: AppServerBackend) -> None:
+    with pytest.raises(AgentGone):
+        await backend.details("agent-nobody")
+
+
+async def test_nothing_can_be_laid_over_an_agent(server: FakeAppServer, backend: AppServerBackend) -> None:
+    assert backend.capabilities == Capabilities(overlays=False)
+    with pytest.raises(InternalError):
+        await backend.put_on(AGENT, Overlay("key", "Be brief."))
+    await backend.take_off(AGENT)
+    assert server.commands == []
 
 
 async def test_models(backend: AppServerBackend) -> None:
@@ -272,7 +294,7 @@ async def test_models_are_looked_up_before_the_first_turn(server: FakeAppServer,
 async def test_models_that_cannot_be_looked_up_stop_no_turn(
     server: FakeAppServer, backend: AppServerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_server, "MODELS_TIMEOUT", 0.1)
+    monkeypatch.setattr(app_server_threads, "MODELS_TIMEOUT", 0.1)
     server.on("list_models", hang)
     assert (await said_by(backend))[-1] == Stop("end_turn")
 
@@ -358,7 +380,7 @@ async def test_one_listing_serves_all_agents(server: FakeAppServer, backend: App
 async def test_thread_that_another_gateway_made_since(
     server: FakeAppServer, backend: AppServerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_server, "THREADS_TTL", 0.0)
+    monkeypatch.setattr(app_server_threads, "THREADS_TTL", 0.0)
     await said_by(backend)
     server.agents["agent-3"] = agent_row("agent-3", "x")
     server.conversations.append(conversation_row("c-3", "agent-3", wire.THREAD))
@@ -401,7 +423,7 @@ async def test_turns_share_a_few_sockets(server: FakeAppServer, backend: AppServ
     server.agents = {agent: agent_row(agent, "x") for agent in agents}
     gate = asyncio.Event()
     server.on("input", turn(says("Hi"), wait(gate), finished()))
-    turns = [backend.turn(AgentTurn(agent, (Text("Hi"),))) for agent in agents]
+    turns = [backend.turn(said_to(agent, Text("Hi"))) for agent in agents]
     await asyncio.gather(*(running.open() for running in turns))
     assert server.connections == app_server.SOCKETS
     gate.set()
@@ -577,7 +599,7 @@ async def test_close_of_what_was_never_used(backend: AppServerBackend) -> None:
 
 async def test_close_ends_what_is_under_way(server: FakeAppServer, backend: AppServerBackend) -> None:
     server.on("input", turn(says("Hi"), hang))
-    running = backend.turn(AgentTurn(AGENT, (Text("Hi"),)))
+    running = backend.turn(said_to(AGENT, Text("Hi")))
     await running.open()
     assert await next_batch(running) == [TextDelta("Hi")]
     await backend.close()

@@ -35,7 +35,7 @@ from gateway.translation.agent_events import (
     TextDelta,
     Usage,
 )
-from gateway.translation.agent_turn import AgentTurn, ImageData, Part, Text
+from gateway.translation.agent_turn import ImageData, Part, Text
 from tests.letta.batches import heard, next_batch
 from tests.letta.fake_app_server import (
     AGENT,
@@ -70,6 +70,7 @@ from tests.letta.fake_app_server import (
     usage,
     wait,
 )
+from tests.said import said_to
 
 WELL_SAID: Final = [TextDelta("Hel"), TextDelta("lo"), Usage(100, 20, 0, 0), Stop("end_turn")]
 LEAVE: Final = ShuttingDown("The test is over.", should_retry=False)
@@ -104,7 +105,7 @@ async def new_turn(server: FakeAppServer, monkeypatch: pytest.MonkeyPatch) -> As
         chosen = Limits(**limits)
         if chosen not in backends:
             backends[chosen] = AppServerBackend(AppServerConfig(server.url, limits=chosen), Metrics(), TaskSet())
-        made.append(backends[chosen].turn(AgentTurn(agent, content or (Text("Hi"),))))
+        made.append(backends[chosen].turn(said_to(agent, *(content or (Text("Hi"),)))))
         return made[-1]
 
     yield new_turn
@@ -522,7 +523,7 @@ async def test_input_that_is_never_accepted(server: FakeAppServer, new_turn: New
 @pytest.mark.parametrize("answer", [hang, turn(hang)])
 async def test_first_event_that_never_comes(server: FakeAppServer, new_turn: NewTurn, answer: Answer) -> None:
     server.on("input", answer)
-    running = new_turn(first_event=0.1)
+    running = new_turn(first_event=0.25)
     with pytest.raises(UpstreamTimeout) as raised:
         await said_by(running)
     assert raised.value.code == "upstream_timeout"

@@ -6,9 +6,11 @@ import pytest
 
 from gateway.letta import app_server_wire as wire
 from gateway.letta.app_server_wire import Command, Runtime
+from gateway.letta.app_server_words import said_to_agent
 from gateway.letta.backend import Agent
 from gateway.translation.agent_turn import AgentTurn, ImageData, ImageUrl, Text
 from tests.letta.fake_app_server import FOLDER, frames_of
+from tests.said import said_to
 
 RUNTIME = Runtime("agent-1", "default")
 SAID = {"agent_id": "agent-1", "conversation_id": "default"}
@@ -64,6 +66,26 @@ def said(command: Command) -> Any:
         ),
         (wire.Abort(request_id="q", runtime=RUNTIME), {"type": "abort_message", "runtime": SAID}),
         (
+            wire.UpdateConversation(request_id="q", conversation_id="c", body=wire.ConversationChanges(archived=True)),
+            {"type": "conversation_update", "conversation_id": "c", "body": {"archived": True}},
+        ),
+        (wire.RetrieveAgent(request_id="q", agent_id="a"), {"type": "agent_retrieve", "agent_id": "a"}),
+        (
+            wire.UpdateTools(request_id="q", updates=(wire.ToolUpdate((RUNTIME,), ()),)),
+            {"type": "runtime_external_tools_update", "updates": [{"runtimes": [SAID], "external_tools": []}]},
+        ),
+        (
+            wire.answer_of("q", "sunny", succeeded=True),
+            {"type": "external_tool_call_response", "result": {"content": [{"type": "text", "text": "sunny"}]}},
+        ),
+        (
+            wire.answer_of("q", "no net", succeeded=False),
+            {
+                "type": "external_tool_call_response",
+                "result": {"content": [{"type": "text", "text": "no net"}], "is_error": True},
+            },
+        ),
+        (
             wire.RemoveQueued(request_id="q", runtime=RUNTIME, item_id="q-1"),
             {"type": "remove_queue_item", "runtime": SAID, "item_id": "q-1"},
         ),
@@ -76,9 +98,9 @@ def test_what_a_command_looks_like(command: Command, sent: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("turn", "content"),
     [
-        (AgentTurn("agent-1", (Text('Hi\n"😀"'),)), 'Hi\n"😀"'),
+        (said_to("agent-1", Text('Hi\n"😀"')), 'Hi\n"😀"'),
         (
-            AgentTurn("agent-1", (Text("Look"), ImageData("image/png", "QQ=="), ImageUrl("https://example.com/a.png"))),
+            said_to("agent-1", Text("Look"), ImageData("image/png", "QQ=="), ImageUrl("https://example.com/a.png")),
             [
                 {"type": "text", "text": "Look"},
                 {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QQ=="}},
@@ -88,7 +110,7 @@ def test_what_a_command_looks_like(command: Command, sent: dict[str, Any]) -> No
     ],
 )
 def test_turn_that_may_use_none_of_the_servers_tools(turn: AgentTurn, content: Any) -> None:
-    command = said(wire.input_of(turn, RUNTIME, "m1", ()))
+    command = said(wire.input_of(said_to_agent(turn), RUNTIME, "m1"))
     assert command == {
         "type": "input",
         "request_id": "m1",
@@ -104,9 +126,28 @@ def test_turn_that_may_use_none_of_the_servers_tools(turn: AgentTurn, content: A
 
 
 def test_turn_that_may_use_some_of_the_servers_tools() -> None:
-    payload = said(wire.input_of(AgentTurn("agent-1", (Text("Hi"),)), RUNTIME, "m1", ("Read", "Grep")))["payload"]
+    payload = said(wire.input_of("Hi", RUNTIME, "m1", ("Read", "Grep")))["payload"]
     assert payload["client_tool_allowlist"] == ["Read", "Grep"]
     assert payload["client_toolset"] == {"base": "none", "include": ["Read", "Grep"]}
+
+
+def test_turn_that_may_use_tools_of_the_clients() -> None:
+    payload = said(wire.input_of("Hi", RUNTIME, "m1", ("Read",), ("get_weather",)))["payload"]
+    assert payload["client_tool_allowlist"] == ["Read", "get_weather"]
+    assert payload["client_toolset"] == {"base": "none", "include": ["Read"]}
+    assert payload["external_tool_scope_ids"] == [wire.SCOPE]
+
+
+@pytest.mark.parametrize(
+    ("delta", "refused"),
+    [
+        (b'{"message_type":"stop_reason","stop_reason":"requires_approval"}', None),
+        (b'{"message_type":"approval_classification_end","auto_denied_tool_call_ids":["1"]}', ("1",)),
+        (b'{"message_type":"approval_classification_end"}', ()),
+    ],
+)
+def test_calls_that_the_server_refuses(delta: bytes, refused: tuple[str, ...] | None) -> None:
+    assert wire.refused_calls(delta) == refused
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.jsonl")))

@@ -11,9 +11,10 @@ from gateway.letta.rest_turn import RestTurn
 from gateway.letta.scripted import ScriptedBackend, ScriptedTurn
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from gateway.translation.agent_turn import AgentTurn, Text
+from gateway.translation.agent_turn import Text
+from tests.said import said_to
 
-TURN = AgentTurn("agent-1", (Text("Hi"),))
+TURN = said_to("agent-1", Text("Hi"))
 
 
 @asynccontextmanager
@@ -35,7 +36,19 @@ def methods(protocol: type) -> dict[str, Any]:
 
 
 def test_protocols_ask_for_what_the_design_says() -> None:
-    assert set(methods(AgentBackend)) == {"agents", "find_agents", "turn", "ping", "close"}
+    assert set(methods(AgentBackend)) == {
+        "agents",
+        "find_agents",
+        "details",
+        "turn",
+        "new_conversation",
+        "delete_conversation",
+        "put_on",
+        "take_off",
+        "clean_up",
+        "ping",
+        "close",
+    }
     assert set(methods(RunningTurn)) == {"open", "deliver", "abort", "cancel", "drain", "close"}
     assert isinstance(vars(RunningTurn)["ended"], property)
 

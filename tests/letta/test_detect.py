@@ -12,7 +12,7 @@ from gateway.letta.backend import Agent, AgentBackend
 from gateway.letta.detect import DetectedBackend, Kind, kind_at
 from gateway.letta.scripted import ScriptedBackend
 from gateway.tasks import TaskSet
-from gateway.translation.agent_turn import AgentTurn, Text
+from gateway.translation.agent_turn import Text
 from tests.letta.recording_server import (
     AGENT,
     HEALTH,
@@ -23,6 +23,7 @@ from tests.letta.recording_server import (
     silence,
     status,
 )
+from tests.said import said_to
 
 APP_SERVER: Final = {"server": "letta-code", "letta_code_version": "0.34.12", "backend": "local", "listen": "ws://x"}
 FRIEND: Final = Agent(AGENT, "friend", 0)
@@ -219,7 +220,7 @@ async def test_kind_is_asked_for_once_and_kept(kind: Kind, tasks: TaskSet) -> No
     assert await backend.agents() == [FRIEND]
     assert await backend.find_agents("friend") == [FRIEND]
     await backend.ping()
-    running = backend.turn(AgentTurn(AGENT, (Text("Hi"),)))
+    running = backend.turn(said_to(AGENT, Text("Hi")))
     await running.open()
     running.close()
     await backend.close()
@@ -253,7 +254,7 @@ async def test_server_that_is_down_is_asked_again(tasks: TaskSet) -> None:
 
 async def test_turn_before_anything_was_found_is_refused(tasks: TaskSet) -> None:
     with pytest.raises(UpstreamUnavailable) as raised:
-        DetectedBackend(Finder("rest"), Made(), tasks).turn(AgentTurn(AGENT, (Text("Hi"),)))
+        DetectedBackend(Finder("rest"), Made(), tasks).turn(said_to(AGENT, Text("Hi")))
     assert raised.value.should_retry is True
 
 

@@ -12,7 +12,7 @@ from gateway.tasks import TaskSet
 
 
 async def test_server_answers() -> None:
-    health = await Probe(ScriptedBackend(), TaskSet()).health()
+    health = await Probe(ScriptedBackend().ping, TaskSet()).health()
     assert health.failure is None
     assert health.seconds >= 0
 
@@ -20,12 +20,12 @@ async def test_server_answers() -> None:
 async def test_server_is_down() -> None:
     backend = ScriptedBackend()
     backend.down = UpstreamUnavailable()
-    assert (await Probe(backend, TaskSet()).health()).failure == "upstream_unavailable"
+    assert (await Probe(backend.ping, TaskSet()).health()).failure == "upstream_unavailable"
 
 
 async def test_a_crowd_asks_once() -> None:
     backend = ScriptedBackend()
-    asked = Probe(backend, TaskSet())
+    asked = Probe(backend.ping, TaskSet())
     answers = await asyncio.gather(*(asked.health() for _ in range(100)))
     assert backend.pings == 1
     assert set(answers) == {answers[0]}
@@ -36,7 +36,7 @@ async def test_a_crowd_asks_once() -> None:
 async def test_an_answer_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "TTL", 0.05)
     backend = ScriptedBackend()
-    asked = Probe(backend, TaskSet())
+    asked = Probe(backend.ping, TaskSet())
     assert (await asked.health()).failure is None
     backend.down = UpstreamUnavailable()
     assert (await asked.health()).failure is None
@@ -46,7 +46,7 @@ async def test_an_answer_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_one_who_asks_goes_away() -> None:
     backend = ScriptedBackend()
-    asked = Probe(backend, TaskSet())
+    asked = Probe(backend.ping, TaskSet())
     impatient = asyncio.get_running_loop().create_task(asked.health())
     await asyncio.sleep(0)
     patient = asyncio.get_running_loop().create_task(asked.health())

@@ -18,15 +18,28 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from gateway.letta import rest
-from gateway.letta.backend import Agent, always_ready
+from gateway.letta import rest, rest_blocks
+from gateway.letta.backend import Agent, AgentDetails, always_ready
 from gateway.letta.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
 from gateway.letta.deadlines import Limits
 from gateway.letta.rest import PAGE, RestBackend, RestConfig
+from gateway.letta.wire import AgentProfile
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from gateway.translation.agent_turn import AgentTurn, Text
-from tests.letta.recording_server import AGENT, HEALTH, Answer, Exchange, RecordingServer, garbage, silence, status
+from gateway.translation.agent_turn import Text
+from tests.letta.recording_server import (
+    AGENT,
+    CONVERSATION,
+    HEALTH,
+    Answer,
+    Exchange,
+    Kind,
+    RecordingServer,
+    garbage,
+    silence,
+    status,
+)
+from tests.said import said_to
 
 MakeBackend: TypeAlias = Callable[..., RestBackend]
 
@@ -63,7 +76,7 @@ async def ask_everything(backend: RestBackend) -> None:
     """Ask by both clients, in the order of ``BOTH``."""
     await backend.ping()
     await backend.agents()
-    running = backend.turn(AgentTurn(AGENT, (Text("Hi"),)))
+    running = backend.turn(said_to(AGENT, Text("Hi")))
     await running.open()
     await running.deliver(lambda _: True, always_ready)
     running.close()
@@ -154,7 +167,7 @@ async def test_cookies_of_a_stream_are_not_kept(server: RecordingServer, backend
     server.on("turn", status(409, {}, {"Set-Cookie": "session=1"}))
     for _ in range(2):
         with pytest.raises(ConversationBusy):
-            await backend.turn(AgentTurn(AGENT, ())).open()
+            await backend.turn(said_to(AGENT)).open()
     assert server.requests[1].header("Cookie") is None
 
 
@@ -435,7 +448,7 @@ async def test_breaker_opens_and_recovers(server: RecordingServer, backend: Rest
     server.on("listing", answer)
     await fail(backend.agents)
     assert backend.metrics.breaker_open._value.get() == 1
-    for asking in (backend.agents(), backend.find_agents("friend"), backend.turn(AgentTurn(AGENT, ())).open()):
+    for asking in (backend.agents(), backend.find_agents("friend"), backend.turn(said_to(AGENT)).open()):
         with pytest.raises(UpstreamUnavailable) as raised:
             await asking
         assert raised.value.retry_after == pytest.approx(FIRST_PAUSE)
@@ -499,6 +512,101 @@ async def test_ping_and_cancel_pass_by_the_breaker(server: RecordingServer, back
     await backend.cancel_run(AGENT, "run-1")
     with pytest.raises(UpstreamUnavailable):  # readiness says what is; the breaker finds out by itself
         await backend.agents()
+
+
+# Conversations and what an agent is ----------------------------------------------------------------------------------
+
+PROFILE: Final = {
+    "agent_type": "letta_v1_agent",
+    "description": "A friend.",
+    "model": "openai/gpt",
+    "tools": [{"id": "tool-1", "name": "memory", "tags": []}],
+    "blocks": [],
+}
+
+
+async def test_new_conversation(server: RecordingServer, backend: RestBackend) -> None:
+    assert await backend.new_conversation(AGENT) == CONVERSATION
+    (request,) = server.requests
+    assert (request.kind, request.query) == ("new conversation", {"agent_id": AGENT})
+
+
+async def test_deleted_conversation_is_deleted_whether_or_not_it_is_there(
+    server: RecordingServer, backend: RestBackend
+) -> None:
+    server.on("delete conversation", status(200, b"null"), status(404, {"detail": "Conversation not found"}))
+    for _ in range(2):
+        await backend.delete_conversation(CONVERSATION)
+    assert [request.kind for request in server.requests] == ["delete conversation"] * 2
+    assert CONVERSATION in server.requests[0].path
+
+
+async def test_details_are_those_of_now_and_a_profile_is_kept(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("agent", status(200, PROFILE))
+    assert await backend.details(AGENT) == AgentDetails("A friend.", "openai/gpt", ("memory",))
+    await backend.profile(AGENT)
+    assert len(server.asked("agent")) == 1
+    await backend.details(AGENT)
+    assert len(server.asked("agent")) == 2
+    assert server.requests[0].query == {"include": "agent.tools"}
+
+
+@pytest.mark.parametrize("question", ["details", "new_conversation"])
+async def test_agent_that_is_gone(server: RecordingServer, backend: RestBackend, question: str) -> None:
+    server.on("new conversation", status(404, {"detail": "Agent not found"}))
+    with pytest.raises(AgentGone):
+        await getattr(backend, question)(AGENT)
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("details", "agent"),
+        ("new_conversation", "new conversation"),
+        ("delete_conversation", "delete conversation"),
+        ("take_off", "agent blocks"),
+        ("clean_up", "tools"),
+    ],
+)
+async def test_every_question_has_a_deadline(
+    server: RecordingServer, backend: RestBackend, monkeypatch: pytest.MonkeyPatch, question: str, kind: Kind
+) -> None:
+    monkeypatch.setattr(rest, "CONTROL_TIMEOUT", 0.05)
+    monkeypatch.setattr(rest_blocks, "TAKE_OFF_PAUSES", ())
+    server.on(kind, silence())
+    asked = getattr(backend, question)
+    async with asyncio.timeout(2):
+        with pytest.raises(UpstreamTimeout):
+            await (asked() if question == "clean_up" else asked(AGENT))
+
+
+@pytest.mark.parametrize(
+    ("version", "agent_type", "way", "bridge"),
+    [
+        ("0.16.8", "letta_v1_agent", "auto", False),
+        ("0.16.2", "letta_v1_agent", "auto", False),
+        ("0.16.1", "letta_v1_agent", "auto", True),
+        ("0.9", "letta_v1_agent", "auto", True),
+        ("1.0.0rc1", "letta_v1_agent", "auto", False),
+        ("0.16.8", "memgpt_v2_agent", "auto", True),
+        ("0.16.8", "memgpt_v2_agent", "native", True),
+        ("0.16.1", "letta_v1_agent", "native", False),
+        ("0.16.8", "letta_v1_agent", "bridge", True),
+    ],
+)
+async def test_who_needs_the_bridge(
+    server: RecordingServer, make: MakeBackend, version: str, agent_type: str, way: str, *, bridge: bool
+) -> None:
+    server.on("health", status(200, {"version": version, "status": "ok"}))
+    backend = make(client_tools=way)
+    for _ in range(2):
+        assert await backend.needs_bridge(AgentProfile(agent_type)) is bridge
+    assert len(server.asked("health")) <= 1
+
+
+async def test_server_that_tells_no_version_is_no_old_one(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("health", status(404))
+    assert await backend.needs_bridge(AgentProfile("letta_v1_agent")) is False
 
 
 # The end -------------------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import msgspec
 import pytest
 
 from gateway.errors import (
     AgentGone,
     ConversationBusy,
+    ConversationGone,
     GatewayError,
     PendingApproval,
     ShuttingDown,
@@ -23,15 +25,27 @@ from gateway.errors import (
 from gateway.letta import rest_turn
 from gateway.letta.breaker import LEAST_RETRIES
 from gateway.letta.deadlines import Limits
+from gateway.letta.failures import ReturnsRefused
 from gateway.letta.rest import RestBackend, RestConfig
+from gateway.letta.rest_returns import SUPERSEDED
 from gateway.letta.rest_turn import RestTurn
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from gateway.translation.agent_events import AgentEvent, Failure, Stop, TextDelta
-from gateway.translation.agent_turn import AgentTurn, ImageData, ImageUrl, Part, Text
+from gateway.translation.agent_events import AgentEvent, Failure, Stop, TextDelta, ToolCallDelta
+from gateway.translation.agent_turn import (
+    AgentTurn,
+    ClientTool,
+    ImageData,
+    ImageUrl,
+    Part,
+    Text,
+    ToolResult,
+    UserSaid,
+)
 from tests.letta.batches import batches, heard, next_batch
 from tests.letta.recording_server import (
     AGENT,
+    CONVERSATION,
     Answer,
     Exchange,
     RecordingServer,
@@ -50,6 +64,7 @@ from tests.letta.recording_server import (
     stream,
     wait,
 )
+from tests.said import said_to
 
 WELL_SAID: Final = [TextDelta("Hel"), TextDelta("lo"), Stop("end_turn")]
 KEPT: Final = stream(ping(), says("Hel"), says("lo"), stop(), done())
@@ -121,11 +136,11 @@ async def new_turn(server: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> 
     backends: dict[Limits, RestBackend] = {}
     made: list[RestTurn] = []
 
-    def new_turn(*content: Part, **limits: float) -> RestTurn:
+    def new_turn(*content: Part, said: AgentTurn | None = None, **limits: float) -> RestTurn:
         chosen = Limits(**limits)
         if chosen not in backends:
             backends[chosen] = RestBackend(RestConfig(server.url, limits=chosen), Metrics(), TaskSet())
-        made.append(backends[chosen].turn(AgentTurn(AGENT, content or (Text("Hi"),))))
+        made.append(backends[chosen].turn(said or said_to(AGENT, *(content or (Text("Hi"),)))))
         return made[-1]
 
     yield new_turn
@@ -404,7 +419,10 @@ async def test_turn_that_is_refused(
             await running.open()
     assert raised.value.code == code
     assert running.ended
-    assert len(server.requests) == 1  # never sent twice, never to another place
+    if kind is PendingApproval:  # where no call is found to wait, saying so is all that is left
+        assert [request.kind for request in server.requests] == ["turn", "calls", "turn"]
+    else:
+        assert len(server.requests) == 1  # never sent twice, never to another place
     running.close()
     if answer in (half, flood, broken):
         await until(lambda: not server.open)
@@ -418,7 +436,7 @@ async def test_wait_that_letta_asks_for(server: RecordingServer, new_turn: NewTu
 
 
 async def test_opened_again_after_a_refusal(server: RecordingServer, new_turn: NewTurn) -> None:
-    server.on("turn", status(409), in_pieces, stream(ping(), says("Hel"), says("lo"), stop(), done()))
+    server.on("turn", status(409), in_pieces, in_pieces, stream(ping(), says("Hel"), says("lo"), stop(), done()))
     running = new_turn(turn=0.5, first_event=0.5)
     with pytest.raises(ConversationBusy):
         await running.open()
@@ -431,7 +449,164 @@ async def test_opened_again_after_a_refusal(server: RecordingServer, new_turn: N
     assert first._timer.cancelled()
     assert await heard(running) == WELL_SAID
     assert running.ended
-    assert len({request.body for request in server.requests}) == 1
+    assert len({request.body for request in server.asked("turn")}) == 1
+
+
+# Calls that wait -----------------------------------------------------------------------------------------------------
+
+PROFILE: Final = status(200, {"agent_type": "letta_v1_agent", "tools": [{"id": "tool-1", "name": "clock"}]})
+PENDING_TEXT: Final = "CONFLICT: Cannot send a new message: The agent is waiting for approval on a tool call."
+NOBODY_TEXT: Final = "Cannot process approval response: No tool call is currently awaiting approval."
+OTHERS_TEXT: Final = "Invalid tool call IDs. Expected '['a']', but received '['b']'."
+CALLS: Final = status(
+    200,
+    [
+        {
+            "message_type": "approval_request_message",
+            "date": "2026-11-21T15:45:07+00:00",
+            "tool_calls": [{"tool_call_id": "call_1"}, {"tool_call_id": "call_2"}],
+        }
+    ],
+)
+WEATHER: Final = ClientTool("weather", "The weather.", msgspec.Raw(b'{"type":"object"}'))
+HI: Final = (UserSaid((Text("Hi"),)),)
+
+
+def refuses(detail: str) -> Answer:
+    """Refuse in the stream, as letta 0.16.8 does."""
+    return stream(
+        ping(), stop("error"), frame(message_type="error_message", error_type="internal_error", detail=detail), done()
+    )
+
+
+def answered(**results: str) -> dict[str, Any]:
+    """Return the message that answers these calls."""
+    approvals = [
+        {
+            "type": "tool",
+            "tool_call_id": call,
+            "tool_return": text,
+            "status": "error" if text == SUPERSEDED else "success",
+        }
+        for call, text in results.items()
+    ]
+    return {"type": "approval", "approvals": approvals}
+
+
+def told(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def messages(server: RecordingServer) -> list[list[dict[str, Any]]]:
+    """Return the messages of each try."""
+    return [request.json()["messages"] for request in server.asked("turn")]
+
+
+@pytest.mark.parametrize(
+    "refusal", [status(409, PENDING), in_pieces, refuses(PENDING_TEXT)], ids=["409", "409 in pieces", "in the stream"]
+)
+@pytest.mark.parametrize("conversation", [None, CONVERSATION])
+async def test_new_message_supersedes_calls_that_nobody_knew_of(
+    server: RecordingServer, new_turn: NewTurn, refusal: Answer, conversation: str | None
+) -> None:
+    server.on("agent", PROFILE)
+    server.on("calls", CALLS)
+    server.on("turn", refusal, KEPT)
+    running = new_turn(said=AgentTurn(agent_id=AGENT, conversation_id=conversation, news=HI))
+    assert await open_and_hear(running) == WELL_SAID
+    assert running.ended
+    superseded = answered(call_1=SUPERSEDED, call_2=SUPERSEDED)
+    assert messages(server) == [[told("Hi")], [superseded, told("Hi")]]
+    (listing,) = server.asked("calls")
+    assert (conversation or AGENT) in listing.path
+    assert conversation is not None or "conversation_id=default" in listing.target
+
+
+@pytest.mark.parametrize("refusal", [status(400, {"detail": NOBODY_TEXT}), refuses(NOBODY_TEXT), refuses(OTHERS_TEXT)])
+async def test_results_for_calls_that_somebody_settled_meanwhile(
+    server: RecordingServer, new_turn: NewTurn, refusal: Answer
+) -> None:
+    server.on("agent", PROFILE)
+    server.on("calls", CALLS)
+    server.on("turn", refusal, KEPT)
+    returns = (ToolResult("call_2", "noon"), ToolResult("call_7", "late"))
+    running = new_turn(said=AgentTurn(agent_id=AGENT, returns=returns, news=HI))
+    assert await open_and_hear(running) == WELL_SAID
+    settled = [answered(call_1=SUPERSEDED, call_2="noon"), told("Result of the tool call call_7: late"), told("Hi")]
+    assert messages(server) == [settled, settled]
+    assert [request.kind for request in server.requests] == ["calls", "agent", "turn", "calls", "turn"]
+
+
+async def test_results_that_nobody_waits_for_are_words(server: RecordingServer, new_turn: NewTurn) -> None:
+    running = new_turn(said=AgentTurn(agent_id=AGENT, returns=(ToolResult("call_7", "late"),)))
+    assert await open_and_hear(running) == WELL_SAID
+    assert messages(server) == [[told("Result of the tool call call_7: late")]]
+    assert [request.kind for request in server.requests] == ["calls", "turn"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"), [(refuses(PENDING_TEXT), PendingApproval), (refuses(NOBODY_TEXT), ReturnsRefused)]
+)
+async def test_second_refusal_is_the_last(
+    server: RecordingServer, new_turn: NewTurn, refusal: Answer, kind: type[GatewayError]
+) -> None:
+    server.on("turn", refusal)
+    running = new_turn()
+    *_, last = await open_and_hear(running)
+    assert isinstance(last, Failure)
+    assert isinstance(last.error, kind)
+    assert [request.kind for request in server.requests] == ["turn", "calls", "turn"]
+    assert running.ended
+
+
+async def test_abort_while_the_waiting_calls_are_looked_up(server: RecordingServer, new_turn: NewTurn) -> None:
+    server.on("calls", silence())
+    server.on("turn", refuses(PENDING_TEXT), KEPT)
+    running = new_turn()
+    await running.open()
+    hearing = asyncio.get_running_loop().create_task(heard(running))
+    await until(lambda: server.asked("calls"))
+    running.abort(LEAVE)
+    with pytest.raises(ShuttingDown):
+        await hearing
+    assert len(server.asked("turn")) == 1
+    assert running.ended
+
+
+async def test_tools_go_out_and_their_calls_come_back(server: RecordingServer, new_turn: NewTurn) -> None:
+    server.on("agent", PROFILE)
+    body = {"tool_call_id": "call_1", "name": "client_clock", "arguments": "{}"}
+    call = frame(message_type="approval_request_message", tool_call=body)
+    server.on("turn", stream(ping(), call, stop("requires_approval"), done()))
+    clock = msgspec.structs.replace(WEATHER, name="clock")
+    for _ in range(2):
+        running = new_turn(said=AgentTurn(agent_id=AGENT, news=HI, tools=(WEATHER, clock)))
+        assert await open_and_hear(running) == [ToolCallDelta("call_1", "clock", "{}"), Stop("requires_approval")]
+    assert [request.kind for request in server.requests] == ["agent", "health", "turn", "turn"]
+    offered = server.asked("turn")[0].json()["client_tools"]
+    parameters = {"type": "object"}
+    assert offered == [
+        {"name": "weather", "description": "The weather.", "parameters": parameters},
+        {"name": "client_clock", "description": "The weather.", "parameters": parameters},
+    ]
+
+
+async def test_result_of_the_clients_own_is_not_told_back_to_it(server: RecordingServer, new_turn: NewTurn) -> None:
+    server.on("agent", PROFILE)
+    server.on("calls", CALLS)
+    server.on("turn", stream(ping(), frame(message_type="tool_return_message", tool_call_id="call_1"), stop(), done()))
+    running = new_turn(said=AgentTurn(agent_id=AGENT, returns=(ToolResult("call_1", "noon"),)))
+    assert await open_and_hear(running) == [Stop("end_turn")]
+
+
+@pytest.mark.parametrize("returns", [(), (ToolResult("call_1", "noon"),)])
+async def test_conversation_that_is_gone(
+    server: RecordingServer, new_turn: NewTurn, returns: tuple[ToolResult, ...]
+) -> None:
+    for kind in ("turn", "calls"):
+        server.on(kind, status(404, {"detail": "Conversation not found"}))
+    with pytest.raises(ConversationGone):
+        await new_turn(said=AgentTurn(agent_id=AGENT, conversation_id=CONVERSATION, returns=returns, news=HI)).open()
 
 
 # The states of a turn ------------------------------------------------------------------------------------------------

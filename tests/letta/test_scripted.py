@@ -17,12 +17,13 @@ from gateway.letta.scripted import (
     says,
 )
 from gateway.translation.agent_events import Batch, Failure, Stop, TextDelta, Usage
-from gateway.translation.agent_turn import AgentTurn, Text
+from gateway.translation.agent_turn import Text
 from tests.letta import recorded as recordings
 from tests.letta.batches import batches, next_batch
+from tests.said import said_to
 
 FRIEND = Agent("agent-1", "friend", 0)
-SAID = AgentTurn("agent-1", (Text("Hello?"),))
+SAID = said_to("agent-1", Text("Hello?"))
 HI: Batch = [TextDelta("Hi")]
 END: Batch = [Stop("end_turn")]
 

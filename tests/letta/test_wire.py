@@ -5,9 +5,33 @@ import msgspec
 import pytest
 
 from gateway.letta.backend import Agent
-from gateway.letta.wire import AgentRow, Health, decode_agent, decode_agents, decode_health, turn_body
-from gateway.translation.agent_turn import AgentTurn, ImageData, ImageUrl, Part, Text
+from gateway.letta.rest_bridge import TAG
+from gateway.letta.rest_returns import Settled
+from gateway.letta.wire import (
+    AgentRow,
+    Health,
+    decode_agent,
+    decode_agents,
+    decode_health,
+    decode_profile,
+    turn_body,
+)
+from gateway.translation.agent_turn import (
+    AgentSaid,
+    AgentTurn,
+    ClientTool,
+    ImageData,
+    ImageUrl,
+    Instructed,
+    Part,
+    Text,
+    ToolResult,
+    UserSaid,
+)
 from tests.letta import recorded
+from tests.said import said_to
+
+WEATHER = ClientTool("weather", "The weather.", msgspec.Raw(b'{"type":"object"}'))
 
 
 @pytest.mark.parametrize(
@@ -30,16 +54,78 @@ from tests.letta import recorded
     ],
 )
 def test_what_goes_out(content: tuple[Part, ...], sent: Any) -> None:
-    assert json.loads(turn_body(AgentTurn("agent-1", content))) == {
+    assert json.loads(turn_body(said_to("agent-1", *content))) == {
         "messages": [{"role": "user", "content": sent}],
         "stream_tokens": True,
         "include_pings": True,
     }
 
 
+def test_history_stale_results_and_news_in_their_order() -> None:
+    turn = AgentTurn(
+        agent_id="agent-1",
+        conversation_id="conv-1",
+        history=(Instructed("Be kind."), AgentSaid("Hello.")),
+        news=(Instructed("Be brief."), UserSaid((Text("Hi"),))),
+    )
+    settled = Settled((ToolResult("a", "", succeeded=False),), (ToolResult("b", "late"),))
+    assert json.loads(turn_body(turn, settled, (WEATHER,))) == {
+        "messages": [
+            {
+                "type": "approval",
+                "approvals": [{"type": "tool", "tool_call_id": "a", "tool_return": "", "status": "error"}],
+            },
+            {"role": "system", "content": "Be kind."},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "user", "content": "Result of the tool call b: late"},
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+        ],
+        "stream_tokens": True,
+        "include_pings": True,
+        "streaming": True,
+        "client_tools": [{"name": "weather", "description": "The weather.", "parameters": {"type": "object"}}],
+    }
+
+
+def test_legacy_agent_is_told_all_in_the_reason_of_a_refusal() -> None:
+    turn = AgentTurn(agent_id="agent-1", news=(UserSaid((Text("Hi"),)),))
+    settled = Settled((ToolResult("a", "sunny"),), (ToolResult("b", "late"),))
+    reason = (
+        "It was not denied: the client ran it. Result of the tool call a: sunny\n"
+        "<user>\nResult of the tool call b: late\n</user>\n<user>\nHi\n</user>"
+    )
+    (message,) = json.loads(turn_body(turn, settled, is_legacy=True))["messages"]
+    assert message == {
+        "type": "approval",
+        "approve": False,
+        "reason": reason,
+        "approvals": [{"type": "approval", "tool_call_id": "a", "approve": False, "reason": reason}],
+    }
+    assert json.loads(turn_body(turn, is_legacy=True))["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("profile", "is_legacy", "own"),
+    [
+        (b'{"agent_type":"letta_v1_agent","tools":[{"id":"1","name":"a","tags":["x"]}]}', False, ("a",)),
+        (b'{"agent_type":"sleeptime_agent","tools":null}', False, ()),
+        (
+            b'{"agent_type":"memgpt_v2_agent","tools":[{"id":"1","name":"a_1","tags":["' + TAG.encode() + b'"]}]}',
+            True,
+            (),
+        ),
+        (b"{}", False, ()),
+    ],
+)
+def test_what_an_agent_is(profile: bytes, is_legacy: bool, own: tuple[str, ...]) -> None:  # noqa: FBT001 - a table
+    known = decode_profile(profile)
+    assert (known.is_legacy, known.own_tools, known.details().tools) == (is_legacy, own, own)
+
+
 def test_recorded_request_is_what_we_send() -> None:
     request = (recorded.FOLDER / "stream-text.txt").read_text().splitlines()[1]
-    assert json.loads(turn_body(AgentTurn("agent-1", (Text("Hello there"),)))) == json.loads(request)
+    assert json.loads(turn_body(said_to("agent-1", Text("Hello there")))) == json.loads(request)
 
 
 def test_agent_row_of_many_fields() -> None:

@@ -46,6 +46,17 @@ class _NewAgent(msgspec.Struct, frozen=True):
     include_base_tool_rules: bool
     memory_blocks: Sequence[Memory]
     tags: Sequence[str] = ()
+    parallel_tool_calls: bool = True
+    """What OpenAI's API does unless told otherwise, and Letta does not."""
+
+
+class _NewTool(msgspec.Struct, frozen=True):
+    source_code: str
+    default_requires_approval: bool = False
+
+
+class _Tool(msgspec.Struct):
+    id: str
 
 
 class _Run(msgspec.Struct):
@@ -145,6 +156,12 @@ class V1Server:
             tags,
         )
         return msgspec.json.decode(self.call("POST", "/v1/agents/", wanted), type=Agent)
+
+    def attach_tool(self, agent: Agent, source: str, *, needs_approval: bool = False) -> None:
+        """Give an agent a tool that runs on the server: a Python function with a docstring."""
+        made = self.call("PUT", "/v1/tools/", _NewTool(source, needs_approval))
+        tool = msgspec.json.decode(made, type=_Tool)
+        self.call("PATCH", f"/v1/agents/{agent.id}/tools/attach/{tool.id}")
 
     @contextlib.contextmanager
     def crowd(self, names: Sequence[str]) -> Iterator[None]:

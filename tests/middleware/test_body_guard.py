@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import gc
+import json
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -125,7 +127,8 @@ def frozen() -> Iterator[None]:
 @pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY.keys())
 def test_a_mebibyte_costs_less_than_100_ms(body: bytes) -> None:
-    costs = []
+    """On a machine on which that is much: on a slow one, less than a few times what plain parsing takes there."""
+    limit, costs = max(0.1, 4 * plain_cost(body)), []
     for _ in range(4):
         started = time.thread_time()
         try:
@@ -133,9 +136,16 @@ def test_a_mebibyte_costs_less_than_100_ms(body: bytes) -> None:
         except InvalidRequest as error:
             assert error.code == "invalid_json"  # noqa: PT017 - either is well, what counts is the time
         costs.append(time.thread_time() - started)
-        if costs[-1] < 0.1:
+        if costs[-1] < limit:
             return
-    pytest.fail(f"{min(costs):.3f} s")
+    pytest.fail(f"{min(costs):.3f} s, {limit:.3f} allowed")
+
+
+def plain_cost(body: bytes) -> float:
+    started = time.thread_time()
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(body)
+    return time.thread_time() - started
 
 
 async def test_large_body_does_not_stop_the_streams() -> None:

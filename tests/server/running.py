@@ -21,6 +21,7 @@ from gateway.server.routes import Route, add_routes
 from gateway.settings import Settings
 from gateway.tasks import TaskSet
 from tests.server.wire import Answer, Connection, Headers, ask, connect, request
+from tests.storage.late import late_database
 
 FRIEND: Final = Agent("agent-00000000-0000-4000-8000-000000000001", "friend", 1_700_000_000)
 JSON: Final = {"Content-Type": "application/json"}
@@ -101,13 +102,14 @@ async def serving(
 ) -> AsyncIterator[Running]:
     """Serve for as long as the context."""
     backend = backend or ScriptedBackend([FRIEND])
-    app = build_app(chosen or settings(), backend=backend, local=local)
-    listener = Listener(app, host, 0)
-    await listener.start()
-    try:
-        yield Running(app, backend, listener, host)
-    finally:
-        await listener.stop()
+    async with late_database() as database:
+        app = build_app(chosen or settings(), database, backend=backend, local=local)
+        listener = Listener(app, host, 0)
+        await listener.start()
+        try:
+            yield Running(app, backend, listener, host)
+        finally:
+            await listener.stop()
 
 
 @contextlib.asynccontextmanager

@@ -94,6 +94,8 @@ async def gateway_process(
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
     with tempfile.TemporaryDirectory() as folder:
+        if not chosen.keys() & {"HOME", "LETTA_GATEWAY_HOME"}:
+            chosen["LETTA_GATEWAY_HOME"] = folder  # a database of its own
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -15,12 +15,13 @@ from gateway.settings import LETTA_CLOUD, SettingError
 from gateway.tasks import TaskSet
 from tests.server.running import FRIEND, serving, settings
 from tests.server.wire import ask
+from tests.storage.late import LateDatabase
 
 
 async def test_parts_are_put_together() -> None:
     backend = ScriptedBackend([FRIEND])
     chosen = settings()
-    app = build_app(chosen, backend=backend)
+    app = build_app(chosen, LateDatabase(), backend=backend)
     assert app[keys.SETTINGS] is chosen
     assert app[keys.BACKEND] is backend
     assert len(app[keys.TASKS]) == 0, "nothing runs before the application starts"
@@ -67,7 +68,7 @@ async def test_url_that_says_what_the_server_is(url: str, kind: type[AppServerBa
 
 
 async def test_no_backend_means_the_one_of_the_settings() -> None:
-    app = build_app(settings())
+    app = build_app(settings(), LateDatabase())
     assert isinstance(app[keys.BACKEND], DetectedBackend)
     assert app[keys.LOCAL] is None
     await app[keys.BACKEND].close()
@@ -76,7 +77,7 @@ async def test_no_backend_means_the_one_of_the_settings() -> None:
 def test_chain_that_cannot_be_built_opens_nothing() -> None:
     """No event loop runs here: a backend could not even be made."""
     with pytest.raises(SettingError):
-        build_app(settings(middleware=("nothing",)))
+        build_app(settings(middleware=("nothing",)), LateDatabase())
 
 
 def test_turns_are_as_many_as_fit_or_as_the_settings_say() -> None:

@@ -13,6 +13,7 @@ from gateway.translation.agent_events import TextDelta
 from tests.server.recorded_logs import recorded_logs
 from tests.server.running import FRIEND, JSON, Running, chat_request, serving, settings
 from tests.server.wire import Connection, connect, request
+from tests.storage.late import LateDatabase
 
 CANARY: Final = "sk-canary-7f3a"
 TOKEN: Final = f"Authorization: Bearer {CANARY}".encode()
@@ -169,12 +170,12 @@ async def test_ipv6() -> None:
 
 
 async def test_stopped_before_it_was_started() -> None:
-    await Listener(build_app(settings(), backend=ScriptedBackend()), "127.0.0.1", 0).stop()
+    await Listener(build_app(settings(), LateDatabase(), backend=ScriptedBackend()), "127.0.0.1", 0).stop()
 
 
 async def test_start_on_an_address_that_is_taken_can_be_stopped() -> None:
     async with serving() as first:
-        second = Listener(build_app(settings(), backend=ScriptedBackend()), "127.0.0.1", first.port)
+        second = Listener(build_app(settings(), LateDatabase(), backend=ScriptedBackend()), "127.0.0.1", first.port)
         with pytest.raises(OSError, match="in use"):
             await second.start()
         await second.stop()
@@ -206,7 +207,7 @@ class Bounded(Running):
 
 async def bounded(most: int = 4) -> Bounded:
     backend = ScriptedBackend([FRIEND], usual=Script((Hang(),)))
-    app = build_app(settings(), backend=backend)
+    app = build_app(settings(), LateDatabase(), backend=backend)
     listener = Listener(app, "127.0.0.1", 0, most=most)
     await listener.start()
     return Bounded(app, backend, listener, "127.0.0.1")

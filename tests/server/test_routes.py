@@ -11,6 +11,11 @@ RULES = {
     ("GET", "/v1/models"): "api",
     ("GET", "/v1/models/{model:.+}"): "api",
     ("POST", "/v1/chat/completions"): "api",
+    ("POST", "/v1/responses"): "api",
+    ("GET", "/v1/responses/{response}"): "api",
+    ("DELETE", "/v1/responses/{response}"): "api",
+    ("GET", "/v1/responses/{response}/input_items"): "api",
+    ("POST", "/v1/responses/{response}/cancel"): "api",
 }
 """Who may call what: a new route without a rule here fails this test."""
 
@@ -24,7 +29,7 @@ def test_every_route_has_its_rule() -> None:
 async def test_rule_is_kept(method: str, path: str) -> None:
     chosen = settings(api_keys=("sk-one",), operator_key="sk-operator", trusted_networks=())
     async with serving(chosen) as gateway:
-        target = path.replace("{model:.+}", "friend")
+        target = path.replace("{model:.+}", "friend").replace("{response}", "resp_1")
         headers = {"Content-Type": "application/json"}
 
         async def status(key: str) -> int:
@@ -32,7 +37,7 @@ async def test_rule_is_kept(method: str, path: str) -> None:
             return (await gateway.ask(method, target, given)).status
 
         statuses = [await status(key) for key in ("", "wrong", "sk-one", "sk-operator")]
-    served = 400 if method == "POST" else 200
+    served = 404 if "{response}" in path else 400 if method == "POST" else 200
     assert (
         statuses
         == {"open": [200] * 4, "operator": [403, 403, 403, 200], "api": [401, 401, served, 401]}[RULES[method, path]]

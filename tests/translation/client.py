@@ -67,8 +67,9 @@ def _fold_chunk(chunk: dict[str, Any], folded: Folded) -> None:
         for fragment in delta.get("tool_calls", ()):
             if fragment["index"] == len(folded.calls):
                 folded.calls.append(FoldedCall(fragment["id"]))
+            else:
+                assert "id" not in fragment, "SDKs would join it to the one before"
             call = folded.calls[fragment["index"]]
-            assert call.id == fragment["id"]
             call.name += fragment["function"].get("name", "")
             call.arguments += fragment["function"].get("arguments", "")
         folded.finish_reason = choice["finish_reason"] or folded.finish_reason

@@ -155,8 +155,8 @@ def test_tool_call_in_fragments() -> None:
     assert first == [
         {"index": 0, "id": "call_a", "type": "function", "function": {"name": "get_weather", "arguments": ""}}
     ]
-    assert second == [{"index": 0, "id": "call_a", "function": {"arguments": '{"city'}}]
-    assert third == [{"index": 0, "id": "call_a", "function": {"arguments": '": 1}'}}]
+    assert second == [{"index": 0, "function": {"arguments": '{"city'}}]
+    assert third == [{"index": 0, "function": {"arguments": '": 1}'}}]
 
 
 def test_two_parallel_calls_with_fragments_interleaved() -> None:

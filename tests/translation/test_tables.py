@@ -4,7 +4,7 @@ import msgspec
 
 from gateway.translation.agent_events import StopReason, Usage
 from gateway.translation.openai_types import FinishReason
-from gateway.translation.tables import FINISH_REASONS, completion_usage
+from gateway.translation.tables import FINISH_REASONS, completion_usage, finish_reason
 
 
 def test_every_stop_reason_has_a_finish_reason() -> None:
@@ -12,7 +12,9 @@ def test_every_stop_reason_has_a_finish_reason() -> None:
 
 
 def test_every_finish_reason_is_reached() -> None:
-    assert set(FINISH_REASONS.values()) == set(get_args(FinishReason))
+    reached = {finish_reason(stop, is_legacy=is_legacy) for stop in FINISH_REASONS for is_legacy in (True, False)}
+    assert reached == set(get_args(FinishReason))
+    assert finish_reason("requires_approval", is_legacy=True) == "function_call"
 
 
 def test_no_usage_is_zeros() -> None:

@@ -1,0 +1,320 @@
+"""Requests that a client may send again: one turn for all of them, its answer handed to whoever asks for it.
+
+The OpenAI SDKs repeat a request two times by default where no answer comes, with nothing but a count in a header; other
+clients send an ``Idempotency-Key``. The first request starts the turn; one that repeats it listens to the same answer,
+or is told what it came to.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from gateway.conversations.outcomes import MAX_BODY, Outcome, Outcomes
+from gateway.errors import GatewayError, IdempotencyConflict, OutcomeUnknown, StorageUnavailable
+from gateway.tasks import TaskSet
+
+LINGER: Final = 0.6
+"""Seconds for which a turn waits for the SDK's next try, when its client left before an answer began: it comes within
+half a second (openai-python 3.52, ``INITIAL_RETRY_DELAY``), and the turn of a client that is gone ends within one."""
+REMEMBER: Final = 60.0
+"""Seconds for which an SDK's request is answered again from memory."""
+MOST_KEPT: Final = 16_777_216
+"""Bytes of an answer that is kept to be told again."""
+MOST_BEGINNING: Final = 32_768
+"""Bytes of a stream that are kept for an SDK, which does not ask again once it has the beginning."""
+MOST_REMEMBERED: Final = 67_108_864
+"""Bytes of all answers in memory."""
+KEEP: Final = 86_400.0
+"""Seconds for which an idempotency key stands."""
+UNKNOWN: Final = 0
+"""The status of a stored outcome whose turn was begun and is not known to have ended."""
+
+_log: Final = structlog.get_logger("gateway.attempts")
+
+
+class Listener(Protocol):
+    """Whoever is handed an answer as it comes."""
+
+    def offer(self, data: bytes) -> bool:
+        """Take a piece; False while it is not ready for the next. Raises ``ConnectionResetError`` where it is gone."""
+        ...
+
+    async def ready(self) -> None:
+        """Wait until it is ready again; raises ``ConnectionResetError`` where it is gone."""
+        ...
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What makes two requests one: ``digest`` is that of what is asked; ``is_explicit`` where the client named it."""
+
+    owner: str
+    key: str
+    digest: bytes
+    is_explicit: bool
+    is_retry: bool = False
+
+
+class Attempt:
+    """One answer as it comes to be.
+
+    ``pieces`` are kept where somebody may ask for them again; ``error`` is how it failed, and ``ending`` what a client
+    that has begun to read is told of that. ``content_type`` is the answer's; ``is_complete`` is set by its producer.
+    """
+
+    def __init__(self, content_type: str, identity: Identity | None = None) -> None:
+        self.content_type = content_type
+        self.identity = identity
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.error: GatewayError | None = None
+        self.ending = b""
+        self.is_complete = False
+        is_whole = content_type == "application/json"
+        self.is_kept = identity is not None or is_whole
+        is_long = is_whole or (identity is not None and identity.is_explicit)
+        self._most = MOST_KEPT if is_long else MOST_BEGINNING
+        self.over = asyncio.Event()
+        self.listeners: list[Listener] = []
+        self._producer: asyncio.Task[None] | None = None
+        self._leaving: asyncio.TimerHandle | None = None
+        self._is_given_up = False
+        self.is_cancelled = False
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether there is anything to hand over."""
+        return self.size > 0
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Tell whether it ended without an outcome."""
+        return self.over.is_set() and not self.is_complete
+
+    def start(self, tasks: TaskSet, produce: Callable[["Attempt"], Coroutine[Any, Any, None]]) -> None:
+        """Let the answer come to be, whoever listens."""
+        self._producer = tasks.spawn(self._run(produce), "answer")
+        self._producer.add_done_callback(lambda _: self.over.set())  # it may be cancelled before its first step
+
+    async def _run(self, produce: Callable[["Attempt"], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await produce(self)
+        except GatewayError as error:
+            self.error = error
+
+    # Producing -------------------------------------------------------------------------------------------------------
+
+    def push(self, data: bytes) -> bool:
+        """Hand over a piece; False where a listener needs time. Raises ``ConnectionResetError`` where none is left."""
+        self.size += len(data)
+        if self.is_kept:
+            self.pieces.append(data)
+            self._bound()
+        listeners = self.listeners
+        if len(listeners) == 1:
+            try:
+                return listeners[0].offer(data)
+            except ConnectionResetError:
+                self.leave(listeners[0])
+        return self._offer_all(data)
+
+    def _offer_all(self, data: bytes) -> bool:
+        is_ready = True
+        for listener in list(self.listeners):
+            try:
+                is_ready &= listener.offer(data)
+            except ConnectionResetError:
+                self.leave(listener)
+        self._raise_if_given_up()
+        return is_ready
+
+    async def ready(self) -> None:
+        """Wait for every listener that needs time; raises ``ConnectionResetError`` where none is left."""
+        for listener in list(self.listeners):
+            try:
+                await listener.ready()
+            except ConnectionResetError:
+                self.leave(listener)
+        self._raise_if_given_up()
+
+    def _raise_if_given_up(self) -> None:
+        if self._is_given_up:
+            raise ConnectionResetError("nobody listens any more")
+
+    def _bound(self) -> None:
+        if self.size > self._most:
+            self.is_kept = False
+            self.pieces.clear()
+
+    # Listening -------------------------------------------------------------------------------------------------------
+
+    def join(self, listener: Listener) -> bytes:
+        """Hand the answer to one more listener from now on; return what came before."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+        self.listeners.append(listener)
+        return b"".join(self.pieces)
+
+    def leave(self, listener: Listener) -> None:
+        """Hand it over no more; an answer that nobody listens to is given up, at once or after a while."""
+        if listener not in self.listeners:
+            return
+        self.listeners.remove(listener)
+        if self.listeners or self.over.is_set():
+            return
+        if self.identity is None or (self.begun and not self.identity.is_explicit):
+            self._give_up()
+        elif not self.identity.is_explicit:
+            self._leaving = asyncio.get_running_loop().call_later(LINGER, self._give_up)
+
+    def cancel(self) -> None:
+        """End it, whoever listens."""
+        self.is_cancelled = True
+        if self._producer is not None:
+            self._producer.cancel()
+
+    def _give_up(self) -> None:
+        self._leaving = None
+        if self._producer is not None and not self.listeners:
+            self._is_given_up = True
+            self._producer.cancel()
+
+
+class Attempts:
+    """All answers that somebody may ask for again."""
+
+    def __init__(self, outcomes: Outcomes, tasks: TaskSet) -> None:
+        self._outcomes = outcomes
+        self._tasks = tasks
+        self._known: OrderedDict[tuple[str, str], tuple[float, Attempt]] = OrderedDict()
+        self._named: dict[tuple[str, str], Attempt] = {}
+
+    async def find(self, identity: Identity) -> Attempt | Outcome | None:
+        """Return the answer that a request repeats; None where it is the first.
+
+        Raises ``IdempotencyConflict`` where the key stands for another request, ``OutcomeUnknown`` where a restart
+        came between, and ``StorageUnavailable``.
+        """
+        self._forget_old()
+        known = self._known.get((identity.owner, identity.key))
+        if known is not None and (identity.is_explicit or identity.is_retry) and not known[1].is_abandoned:
+            return _same(identity, known[1])
+        if not identity.is_explicit:
+            return None
+        outcome = await self._outcomes.find(identity.owner, identity.key)
+        if outcome is None:
+            return None
+        _check(identity, outcome.request)
+        if outcome.status == UNKNOWN:
+            raise OutcomeUnknown
+        return outcome
+
+    def name(self, owner: str, name: str, attempt: Attempt) -> None:
+        """Let an answer that is under way be found by its name."""
+        self._named[owner, name] = attempt
+        self._tasks.spawn(self._forget_name((owner, name), attempt), "forget name")
+
+    async def _forget_name(self, key: tuple[str, str], attempt: Attempt) -> None:
+        await attempt.over.wait()
+        del self._named[key]
+
+    async def cancel(self, owner: str, name: str) -> bool:
+        """Cancel an answer that is under way, and see it end; False where there is none of that name."""
+        attempt = self._named.get((owner, name))
+        if attempt is None:
+            return False
+        attempt.cancel()
+        await attempt.over.wait()
+        return True
+
+    async def begin(self, attempt: Attempt) -> Attempt | None:
+        """Remember an answer that is about to be produced; return another one that was quicker with the same key."""
+        identity = attempt.identity
+        if identity is None:
+            return None
+        key = identity.owner, identity.key
+        known = self._known.get(key)
+        if known is not None and identity.is_explicit:
+            return known[1]
+        self._known[key] = time.monotonic(), attempt
+        if identity.is_explicit:
+            try:
+                await self._outcomes.keep(_outcome(attempt, UNKNOWN, b""))
+            except BaseException:
+                self._known.pop(key, None)
+                raise
+        return None
+
+    async def end(self, attempt: Attempt) -> None:
+        """Write down what an answer came to, or forget it where the message surely did not reach the agent."""
+        identity = attempt.identity
+        if identity is None:
+            return
+        error = attempt.error
+        if not attempt.is_complete or (error is not None and error.should_retry is not False and not attempt.begun):
+            await self._forget(identity)
+        elif identity.is_explicit:
+            await self._keep(attempt)
+
+    async def _keep(self, attempt: Attempt) -> None:
+        error = attempt.error
+        if error is not None and not attempt.begun:
+            outcome = _outcome(attempt, error.status, error.body())
+        else:
+            outcome = _outcome(attempt, 200, b"".join(attempt.pieces) + attempt.ending)
+        if not attempt.is_kept or len(outcome.body) > MAX_BODY:
+            return  # too long to be told again: what stands is that its outcome is not known
+        try:
+            await self._outcomes.replace(outcome)
+        except StorageUnavailable as failure:
+            _log.warning("outcome not written down", code=failure.code)
+
+    async def purge(self, now: float) -> None:
+        """Forget the outcomes of keys that stand no more."""
+        await self._outcomes.purge(now - KEEP)
+
+    async def _forget(self, identity: Identity) -> None:
+        self._known.pop((identity.owner, identity.key), None)
+        if identity.is_explicit:
+            await self._outcomes.forget(identity.owner, identity.key)
+
+    def _forget_old(self) -> None:
+        now, size = time.monotonic(), 0
+        for key, (since, attempt) in list(self._known.items()):
+            if attempt.over.is_set() and now - since > REMEMBER:
+                del self._known[key]
+            else:
+                size += attempt.size if attempt.is_kept else 0
+        while size > MOST_REMEMBERED and self._known:
+            _, (_, attempt) = self._known.popitem(last=False)
+            size -= attempt.size if attempt.is_kept else 0
+
+
+def _same(identity: Identity, attempt: Attempt) -> Attempt:
+    _check(identity, attempt.identity.digest if attempt.identity is not None else b"")
+    if attempt.begun and not attempt.is_kept:
+        raise OutcomeUnknown
+    return attempt
+
+
+def _check(identity: Identity, digest: bytes) -> None:
+    if identity.digest != digest:
+        raise IdempotencyConflict
+
+
+def _outcome(attempt: Attempt, status: int, body: bytes) -> Outcome:
+    assert attempt.identity is not None  # noqa: S101 - asked before
+    return Outcome(
+        owner=attempt.identity.owner,
+        key=attempt.identity.key,
+        request=attempt.identity.digest,
+        status=status,
+        content_type=attempt.content_type,
+        body=body,
+        ended_at=time.time(),
+    )

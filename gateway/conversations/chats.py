@@ -1,0 +1,245 @@
+"""What a request's turn is to be: which Letta conversation it goes to, and what of the client's transcript.
+
+A chat with an identity has a conversation of its own, pinned and written down; a request without one goes to the
+agent's own thread, or into a conversation for itself alone. Results of tool calls go where the calls wait.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Literal
+
+import msgspec
+import structlog
+
+from gateway.conversations.directory import Directory
+from gateway.conversations.divergence import instructions, split, spoken
+from gateway.conversations.overlays import OverlayGates
+from gateway.conversations.plans import (
+    Continued,
+    Desk,
+    OwnThread,
+    PinnedChat,
+    Plan,
+    Request,
+    SystemPrompts,
+    Throwaway,
+    thread_of,
+)
+from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
+from gateway.conversations.turns import TurnRegistry
+from gateway.errors import AgentGone, ConversationGone, GatewayError, StorageUnavailable, ToolCallNotFound
+from gateway.letta.backend import AgentBackend, Ready, RunningTurn, Take
+from gateway.storage.engine import Database
+from gateway.tasks import TaskSet
+from gateway.translation.agent_events import Batch
+from gateway.translation.agent_turn import ClientTool, Instructed, Said, ToolResult
+from gateway.translation.answer_filters import AnswerFilter, answer_tool, filters_of
+from gateway.translation.ask import Ask, Named
+
+_log: Final = structlog.get_logger("gateway.chats")
+
+
+class ChatPolicy(msgspec.Struct, frozen=True):
+    """What becomes of requests that name no chat, of system prompts, and of tools; ``tool_wait`` is in seconds."""
+
+    conversation: Literal["agent", "stateless"] = "agent"
+    system_prompts: SystemPrompts = "overlay"
+    tool_activity: Literal["hidden", "reasoning"] = "hidden"
+    tool_wait: float = 900.0
+
+
+class Asker(msgspec.Struct, frozen=True):
+    """Who asks whom: ``owner`` by the credential, ``client`` by the program; ``chat`` where one is named."""
+
+    owner: str
+    client: str
+    agent_id: str
+    chat: str | None = None
+    is_background: bool = False
+
+
+class ChatTurn:
+    """A turn that is open: what its client hears of it."""
+
+    def __init__(self, running: RunningTurn, plan: Plan, filters: Sequence[AnswerFilter]) -> None:
+        self._running = running
+        self._plan = plan
+        self._filters = filters
+
+    @property
+    def agent_id(self) -> str:
+        """Return whose turn it is."""
+        return self._plan.request.agent_id
+
+    @property
+    def conversation_id(self) -> str | None:
+        """Return which conversation it is in; None for the agent's own thread."""
+        return self._plan.conversation_id
+
+    async def deliver(self, take: Take, ready: Ready) -> None:
+        """Hand every batch to ``take``, as ``RunningTurn.deliver`` does, after the request's filters."""
+        hear = self._plan.heard.receive if self._plan.listens else None
+        filters = self._filters
+        if not filters and hear is None:
+            await self._running.deliver(take, ready)
+            return
+
+        def filtered(batch: Batch) -> bool:
+            for answer_filter in filters:
+                batch = answer_filter.receive(batch)
+            if hear is not None:
+                hear(batch)
+            return take(batch) if batch else True
+
+        await self._running.deliver(filtered, ready)
+        try:
+            await self._plan.note_calls()
+        except StorageUnavailable as error:
+            error.should_retry = False  # the message reached the agent
+            raise
+
+
+class Chats:
+    """Opens the turns of all requests."""
+
+    def __init__(
+        self,
+        registry: TurnRegistry,
+        backend: AgentBackend,
+        database: Database,
+        policy: ChatPolicy,
+        tasks: TaskSet,
+    ) -> None:
+        self._registry = registry
+        self._policy = policy
+        self._desk = Desk(
+            backend=backend,
+            directory=Directory(database),
+            calls=WaitingCalls(database),
+            gates=OverlayGates(),
+            system_prompts=policy.system_prompts,
+            tasks=tasks,
+        )
+
+    @asynccontextmanager
+    async def turn(self, asker: Asker, ask: Ask) -> AsyncIterator[ChatTurn]:
+        """Open the turn that a request asks for; raises what the registry and the backend raise."""
+        tools, answering = _offered(ask)
+        request = Request(
+            owner=asker.owner,
+            client=asker.client,
+            agent_id=asker.agent_id,
+            transcript=await self._spoken(asker, ask),
+            instructions=instructions(ask.transcript),
+            wish=_wish(ask, answering),
+            tools=tools,
+            is_news=ask.is_news,
+        )
+        filters = filters_of(ask, answering, shows_activity=self._policy.tool_activity == "reasoning")
+        try:
+            async with AsyncExitStack() as stack:
+                plan = await self._plan(asker, request)
+                try:
+                    running = await stack.enter_async_context(self._registry.turn(plan))
+                except ConversationGone:
+                    await plan.forget()
+                    plan = await self._plan(asker, request)
+                    running = await stack.enter_async_context(self._registry.turn(plan))
+                yield ChatTurn(running, plan, filters)
+        except AgentGone:
+            await self._desk.directory.forget_agent(asker.agent_id)
+            raise
+
+    async def sweep(self, now: float) -> None:
+        """Give up calls that have waited too long, and the conversations that were kept for them alone."""
+        overdue = await self._desk.calls.overdue(now - self._policy.tool_wait)
+        for call in overdue:
+            if self._registry.is_taken(thread_of(call)):
+                continue  # its results have come at the last moment
+            try:
+                if call.is_ephemeral and call.conversation_id is not None:
+                    await self._desk.backend.delete_conversation(call.conversation_id)
+                await self._desk.calls.settle(call.owner, call.agent_id, call.conversation_id)
+            except GatewayError as error:
+                _log.warning("waiting call not given up", code=error.code)
+
+    async def _plan(self, asker: Asker, request: Request) -> Plan:
+        waiting = await self._waiting(asker, request)
+        if asker.is_background:
+            return Throwaway(self._desk, request)
+        if waiting is not None:
+            return self._where(waiting, request)
+        if asker.chat is not None:
+            return PinnedChat(self._desk, request, asker.chat)
+        if self._policy.conversation == "stateless":
+            return Throwaway(self._desk, request)
+        return OwnThread(self._desk, request)
+
+    def _where(self, waiting: WaitingCall, request: Request) -> Plan:
+        """Return the turn that brings results to where their calls wait."""
+        if waiting.conversation_id is None:
+            return OwnThread(self._desk, request)
+        if waiting.chat is not None:
+            return PinnedChat(self._desk, request, waiting.chat)
+        return Continued(self._desk, request, waiting)
+
+    async def _spoken(self, asker: Asker, ask: Ask) -> tuple[Said, ...]:
+        """Return what was said; functions have no ids on the wire, so a result's call is found by its name."""
+        said = spoken(ask.transcript)
+        begin = split(said)
+        if not ask.is_legacy or not any(isinstance(one, ToolResult) for one in said[begin:]):
+            return said
+        waiting = await self._desk.calls.of_agent(asker.owner, asker.agent_id)
+        ids = {call.name: call.call_id for call in waiting}
+        return said[:begin] + tuple(
+            msgspec.structs.replace(one, call_id=ids.get(one.call_id, one.call_id))
+            if isinstance(one, ToolResult)
+            else one
+            for one in said[begin:]
+        )
+
+    async def _waiting(self, asker: Asker, request: Request) -> WaitingCall | None:
+        """Return a call that waits for one of the results; raises ``ToolCallNotFound`` where one waits for another."""
+        news = request.transcript[split(request.transcript) :]
+        results = [said.call_id for said in news if isinstance(said, ToolResult)]
+        if not results:
+            return None
+        try:
+            waiting = await self._desk.calls.find(results)
+        except StorageUnavailable as error:
+            error.should_retry = True  # nothing was said yet
+            raise
+        mine = [call for call in waiting if call.owner == asker.owner and call.agent_id == asker.agent_id]
+        if {call.call_id for call in waiting} - {call.call_id for call in mine}:
+            raise ToolCallNotFound
+        return mine[0] if mine else None
+
+
+def _offered(ask: Ask) -> tuple[tuple[ClientTool, ...], ClientTool | None]:
+    """Return the tools that the agent is offered, and the one among them by which it answers."""
+    choice = ask.tool_choice
+    if choice == "none":
+        tools: tuple[ClientTool, ...] = ()
+    elif isinstance(choice, Named):
+        tools = tuple(tool for tool in ask.tools if tool.name == choice.name)
+    else:
+        tools = ask.tools
+    if ask.output is None:
+        return tools, None
+    answering = answer_tool(ask.output, ask.tools)
+    return (*tools, answering), answering
+
+
+def _wish(ask: Ask, answering: ClientTool | None) -> Instructed | None:
+    """Return what the agent is told of how to answer: Letta has no way to make it call a tool."""
+    wishes = []
+    match ask.tool_choice:
+        case Named(name=name):
+            wishes.append(f"Answer this by calling the tool {name}.")
+        case "required":
+            wishes.append("Answer this by calling one of the tools, not in words.")
+        case _ if answering is not None:
+            wishes.append(f"When you know the answer, give it by calling the tool {answering.name}, not in words.")
+    if ask.tools and ask.tool_choice != "none" and not ask.parallel_calls:
+        wishes.append("Call one tool at a time.")
+    return Instructed(" ".join(wishes)) if wishes else None

@@ -1,0 +1,50 @@
+"""Which chat a request belongs to, as far as it says so; pure.
+
+A chat's identity pins a Letta conversation. Front ends also ask on the side, for titles, tags and the like: those
+requests carry the chat's identity too, and must not reach its conversation.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+from gateway.translation.agent_turn import AgentSaid, Text, UserSaid
+from gateway.translation.ask import Ask
+
+CHAT_HEADERS: Final = ("X-Letta-Chat-Key", "X-OpenWebUI-Chat-Id")
+"""What names a chat, the first one that is there: Letta's own header, and Open WebUI's (with
+``ENABLE_FORWARD_USER_INFO_HEADERS``)."""
+TASK_HEADER: Final = "X-OpenWebUI-Task"
+LONGEST_CHAT: Final = 256
+"""Bytes of a chat's identity that is kept as it is; a longer one goes by its digest."""
+
+_TASK_PROMPTS: Final = ("### Task:",)
+"""How Open WebUI 0.12 begins the one message of its background requests."""
+
+
+def chat_of(headers: Mapping[str, str], ask: Ask) -> str | None:
+    """Return the identity of the chat, where a header or the body names one."""
+    named = (headers.get(header, "").strip() for header in CHAT_HEADERS)
+    chat = next(filter(None, named), "") or (ask.chat or "").strip()
+    return _storable(chat) if chat else None
+
+
+def _storable(chat: str) -> str:
+    """Return an identity that databases take: what is long or odd in a header is some program's own affair."""
+    data = chat.encode("utf-8", "surrogatepass")
+    if len(data) <= LONGEST_CHAT and chat.isprintable():
+        return chat
+    return f"blake2b:{hashlib.blake2b(data, digest_size=32).hexdigest()}"
+
+
+def is_background(headers: Mapping[str, str], ask: Ask) -> bool:
+    """Tell whether a front end asks for itself, not for its user."""
+    if headers.get(TASK_HEADER) or ask.task:
+        return True
+    if any(isinstance(said, AgentSaid) for said in ask.transcript):
+        return False
+    asked = [said for said in ask.transcript if isinstance(said, UserSaid)]
+    if len(asked) != 1:
+        return False
+    first = next((part.text for part in asked[0].content if isinstance(part, Text)), "")
+    return first.lstrip().startswith(_TASK_PROMPTS)

@@ -1,0 +1,356 @@
+"""The turns that a request can become, one class for each kind of conversation."""
+
+import hashlib
+import time
+import uuid
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+import structlog
+
+from gateway.conversations.directory import Directory, Pinned
+from gateway.conversations.divergence import digest, digests, split, unseen
+from gateway.conversations.overlays import OverlayGates
+from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
+from gateway.errors import GatewayError
+from gateway.letta.backend import AgentBackend
+from gateway.tasks import TaskSet
+from gateway.translation.agent_turn import (
+    AgentSaid,
+    AgentTurn,
+    Call,
+    ClientTool,
+    Instructed,
+    Overlay,
+    Said,
+    ToolResult,
+    UserSaid,
+)
+from gateway.translation.heard import Heard
+
+SystemPrompts: TypeAlias = Literal["overlay", "message", "ignore"]
+
+OWN_THREAD: Final = ""
+"""The name under which an agent's own thread is written down, where chats have their identities."""
+
+_log: Final = structlog.get_logger("gateway.chats")
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks, ready to be put into a turn; ``wish`` is how it wants to be answered."""
+
+    owner: str
+    client: str
+    agent_id: str
+    transcript: tuple[Said, ...]
+    instructions: str
+    wish: Instructed | None
+    tools: tuple[ClientTool, ...]
+    is_news: bool = False
+    """Whether the transcript is what is new, and the chat's conversation holds the rest."""
+
+
+class Desk(msgspec.Struct, frozen=True):
+    """What plans work with."""
+
+    backend: AgentBackend
+    directory: Directory
+    calls: WaitingCalls
+    gates: OverlayGates
+    system_prompts: SystemPrompts
+    tasks: TaskSet
+
+
+class Plan:
+    """A ``TurnPlan``: what its kinds have in common."""
+
+    is_ephemeral = False
+    chat: str | None = None
+
+    def __init__(self, desk: Desk, request: Request, thread: str) -> None:
+        self.desk = desk
+        self.request = request
+        self.heard = Heard()
+        self.thread = thread
+        self.conversation_id: str | None = None
+        self._is_inside = False
+        self._is_noted = False
+        self._has_returns = False
+
+    @property
+    def listens(self) -> bool:
+        """Tell whether what the agent says has to be known at the end."""
+        return bool(self.request.tools)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Tell that there is nothing to write down."""
+        return not self.request.tools and not self._has_returns
+
+    async def begin(self) -> AgentTurn:
+        """Return what is said."""
+        desk, agent_id = self.desk, self.request.agent_id
+        await desk.gates.enter(agent_id)
+        self._is_inside = True
+        if desk.gates.is_left_on(agent_id):
+            await desk.backend.take_off(agent_id)
+            desk.gates.taken_off(agent_id)
+        return await self.compose()
+
+    async def compose(self) -> AgentTurn:
+        """Return what is said, with the agent's gate passed."""
+        raise NotImplementedError
+
+    async def end(self, *, is_delivered: bool) -> None:
+        """Write down which calls wait now, unless that was done before the client learnt of them."""
+        if is_delivered:
+            await self.note_calls()
+
+    async def note_calls(self) -> None:
+        """Write down which calls wait now: results may come as soon as the client has the whole answer."""
+        if self._is_noted or self.is_quiet:
+            return
+        self._is_noted = True
+        request = self.request
+        waiting = [self._waiting(call) for call in self.heard.calls] if self.heard.stop == "requires_approval" else []
+        if self._has_returns or waiting:  # whatever waited before is answered, or superseded
+            await self.desk.calls.settle(request.owner, request.agent_id, self.conversation_id)
+        await self.desk.calls.record(waiting)
+
+    async def forget(self) -> None:
+        """Forget the conversation: Letta has it no more."""
+        request = self.request
+        await self.desk.calls.settle(request.owner, request.agent_id, self.conversation_id)
+
+    def leave(self) -> None:
+        """Make room for others."""
+        if self._is_inside:
+            self._is_inside = False
+            self.desk.gates.leave(self.request.agent_id)
+
+    def turn_of(self, news: tuple[Said, ...], history: tuple[Said, ...] = (), told: str = "") -> AgentTurn:
+        """Return a turn of this plan's conversation that says these news."""
+        returns = tuple(said for said in news if isinstance(said, ToolResult))
+        self._has_returns = bool(returns)
+        instructed = (Instructed(told),) if told else ()
+        is_question = not returns and any(isinstance(said, UserSaid) for said in news)
+        wish = (self.request.wish,) if self.request.wish is not None and is_question else ()
+        return AgentTurn(
+            agent_id=self.request.agent_id,
+            conversation_id=self.conversation_id,
+            history=history,
+            news=(*instructed, *(said for said in news if isinstance(said, UserSaid)), *wish),
+            returns=returns,
+            tools=self.request.tools,
+        )
+
+    def _waiting(self, call: Call) -> WaitingCall:
+        request = self.request
+        return WaitingCall(
+            call_id=call.call_id,
+            owner=request.owner,
+            agent_id=request.agent_id,
+            conversation_id=self.conversation_id,
+            chat=self.chat,
+            is_ephemeral=self.is_ephemeral,
+            name=call.name,
+            asked_at=time.time(),
+        )
+
+
+class OwnThread(Plan):
+    """A turn on the agent's own thread: the newest message, and the client's instructions laid over."""
+
+    def __init__(self, desk: Desk, request: Request) -> None:
+        super().__init__(desk, request, request.agent_id)
+        self._is_overlaid = False
+        self._told: bytes | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Tell that there is nothing to undo or to write down."""
+        return super().is_quiet and not self._is_overlaid and self._told is None
+
+    async def compose(self) -> AgentTurn:
+        """Say the newest message; with results of tools, all that came with them."""
+        news = self.request.transcript[split(self.request.transcript) :]
+        if not any(isinstance(said, ToolResult) for said in news):
+            news = news[-1:]
+        return self.turn_of(news, told=await self._instruct())
+
+    async def _instruct(self) -> str:
+        """Put the instructions on, or return them where they have to be said."""
+        text, desk, agent_id = self.request.instructions, self.desk, self.request.agent_id
+        if not text or desk.system_prompts == "ignore":
+            return ""
+        may_overlay = desk.system_prompts == "overlay" and desk.backend.capabilities.overlays
+        if may_overlay and desk.gates.overlay(agent_id):
+            self._is_overlaid = True
+            await desk.backend.put_on(agent_id, Overlay(f"{self.request.owner}:{self.request.client}", text))
+            return ""
+        told = _digest_of(text)
+        known = await desk.directory.find(self.request.owner, agent_id, OWN_THREAD)
+        if known is not None and known.instructions == told:
+            return ""
+        self._told = told
+        return text
+
+    async def end(self, *, is_delivered: bool) -> None:
+        """Take the instructions off."""
+        request = self.request
+        try:
+            if self._is_overlaid:
+                await self.desk.backend.take_off(request.agent_id)
+                self.desk.gates.taken_off(request.agent_id)
+            if self._told is not None and is_delivered:
+                pinned = Pinned("", (), self._told, is_settled=True)
+                await self.desk.directory.pin(request.owner, request.agent_id, OWN_THREAD, pinned)
+            await super().end(is_delivered=is_delivered)
+        finally:
+            if self._is_overlaid:
+                self._is_overlaid = False
+                self.desk.gates.lift(request.agent_id)
+
+
+class PinnedChat(Plan):
+    """A turn of a chat that has an identity: what its conversation has not seen, or the whole where they parted."""
+
+    def __init__(self, desk: Desk, request: Request, chat: str) -> None:
+        super().__init__(desk, request, f"{request.owner}\n{request.agent_id}\n{chat}")
+        self.chat = self._chat = chat
+        self._before: Pinned | None = None
+        self._made: str | None = None
+
+    listens = True
+    is_quiet = False
+
+    async def compose(self) -> AgentTurn:
+        """Go on in the pinned conversation, or begin another one with all that was said."""
+        request, directory = self.request, self.desk.directory
+        self._before = known = await directory.find(request.owner, request.agent_id, self._chat)
+        start = self._known_part(known)
+        self._holds = digests(request.transcript)
+        if start is None and known is not None and request.is_news:
+            start = split(request.transcript)
+            self._holds = (*known.seen, *digests(request.transcript[start:]))
+        if known is None or start is None:
+            self.conversation_id = self._made = await self.desk.backend.new_conversation(request.agent_id)
+            begin = split(request.transcript)
+            turn = self.turn_of(request.transcript[begin:], request.transcript[:begin], self._instructions(None))
+        else:
+            self.conversation_id = known.conversation_id
+            turn = self.turn_of(request.transcript[start:], told=self._instructions(known.instructions))
+        await self._pin(() if start is None or known is None else known.seen, is_settled=False)
+        return turn
+
+    def _known_part(self, known: Pinned | None) -> int | None:
+        """Return how much of the transcript the conversation holds; None where it is of no use."""
+        if known is None or not known.is_settled:
+            return None
+        start = unseen(known.seen, digests(self.request.transcript))
+        if start is None or any(isinstance(said, AgentSaid) for said in self.request.transcript[start:]):
+            return None
+        return start
+
+    def _instructions(self, told: bytes | None) -> str:
+        text = self.request.instructions
+        if self.desk.system_prompts == "ignore" or not text or _digest_of(text) == told:
+            return ""
+        return text
+
+    async def _pin(self, seen: tuple[bytes, ...], *, is_settled: bool) -> None:
+        request, text = self.request, self.request.instructions
+        told = _digest_of(text) if text else None
+        pinned = Pinned(self.conversation_id or "", seen, told, is_settled=is_settled)
+        await self.desk.directory.pin(request.owner, request.agent_id, self._chat, pinned)
+
+    async def end(self, *, is_delivered: bool) -> None:
+        """Write down what the conversation holds now, where that is known."""
+        if not is_delivered:
+            await self._forget()
+            return
+        if self.heard.stop is not None:
+            await self._pin((*self._holds, digest(self.heard.said)), is_settled=True)
+        await super().end(is_delivered=is_delivered)
+
+    async def forget(self) -> None:
+        """Forget the conversation: Letta has it no more."""
+        await super().forget()
+        await self.desk.directory.unpin(self.request.owner, self.request.agent_id, self._chat)
+
+    async def _forget(self) -> None:
+        """Leave the chat as it was before the turn."""
+        request, directory = self.request, self.desk.directory
+        if self._made is not None:
+            self.desk.tasks.spawn(_delete(self.desk.backend, self._made), "delete conversation")
+        if self._before is not None:
+            await directory.pin(request.owner, request.agent_id, self._chat, self._before)
+        elif self._made is not None:
+            await directory.unpin(request.owner, request.agent_id, self._chat)
+
+
+class Throwaway(Plan):
+    """A turn in a conversation of its own, which holds the transcript and goes when the turn or its tools are done."""
+
+    listens = True
+    is_quiet = False
+    is_ephemeral = True
+
+    def __init__(self, desk: Desk, request: Request) -> None:
+        super().__init__(desk, request, f"throwaway {uuid.uuid4().hex}")
+
+    async def compose(self) -> AgentTurn:
+        """Say all that was said, and the news."""
+        self.conversation_id = await self.desk.backend.new_conversation(self.request.agent_id)
+        begin = split(self.request.transcript)
+        told = "" if self.desk.system_prompts == "ignore" else self.request.instructions
+        return self.turn_of(self.request.transcript[begin:], self.request.transcript[:begin], told)
+
+    async def end(self, *, is_delivered: bool) -> None:
+        """Delete the conversation unless calls wait in it."""
+        waits = False
+        try:
+            await super().end(is_delivered=is_delivered)
+            waits = self.heard.stop == "requires_approval"
+        finally:
+            if not waits and self.conversation_id is not None:
+                self.desk.tasks.spawn(_delete(self.desk.backend, self.conversation_id), "delete conversation")
+
+
+class Continued(Plan):
+    """A turn that brings results to calls that wait in a conversation of their own."""
+
+    listens = True
+    is_quiet = False
+
+    def __init__(self, desk: Desk, request: Request, waiting: WaitingCall) -> None:
+        super().__init__(desk, request, thread_of(waiting))
+        self.is_ephemeral = waiting.is_ephemeral
+        self.conversation_id = waiting.conversation_id
+
+    async def compose(self) -> AgentTurn:
+        """Say what came behind the agent's last message."""
+        return self.turn_of(self.request.transcript[split(self.request.transcript) :])
+
+    async def end(self, *, is_delivered: bool) -> None:
+        """Delete the conversation unless calls wait in it still."""
+        await super().end(is_delivered=is_delivered)
+        is_over = is_delivered and self.heard.stop != "requires_approval"
+        if self.is_ephemeral and is_over and self.conversation_id is not None:
+            self.desk.tasks.spawn(_delete(self.desk.backend, self.conversation_id), "delete conversation")
+
+
+def thread_of(waiting: WaitingCall) -> str:
+    """Name what takes one turn at a time where calls wait in a conversation of their own."""
+    return f"conversation {waiting.conversation_id}"
+
+
+async def _delete(backend: AgentBackend, conversation_id: str) -> None:
+    try:
+        await backend.delete_conversation(conversation_id)
+    except GatewayError as error:
+        _log.warning("conversation not deleted", code=error.code)
+
+
+def _digest_of(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

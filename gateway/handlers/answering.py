@@ -1,0 +1,387 @@
+"""How an agent's answer gets from its turn to its client, or to whoever repeats the request; streamed or whole."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from gateway import keys
+from gateway.conversations.attempts import Attempt, Identity
+from gateway.conversations.chats import Asker, ChatTurn
+from gateway.conversations.identity import chat_of, is_background
+from gateway.conversations.outcomes import Outcome
+from gateway.errors import (
+    AgentGone,
+    GatewayError,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    ResponseCancelled,
+    StorageUnavailable,
+)
+from gateway.handlers.sse import SseResponse
+from gateway.letta.backend import Ready, Take, always_ready
+from gateway.translation.agent_events import Batch, Usage
+from gateway.translation.ask import Ask
+
+ANYBODY: Final = "local"
+"""Who asks where there are no API keys: whoever is on this machine."""
+LONGEST_CLIENT: Final = 64
+LONGEST_KEY: Final = 255
+EVENTS: Final = "text/event-stream"
+JSON: Final = "application/json"
+
+_log: Final = structlog.get_logger("gateway.answers")
+
+
+class Stream(Protocol):
+    """The translation of a streamed answer."""
+
+    chunks: int
+
+    @property
+    def usage(self) -> Usage | None:
+        """Return what the turn took."""
+        ...
+
+    @property
+    def error(self) -> GatewayError | None:
+        """Return the failure that Letta told of."""
+        ...
+
+    def receive(self, batch: Batch) -> bytes:
+        """Return the bytes of a batch's events."""
+        ...
+
+    def finish(self) -> bytes:
+        """Return the end of a stream that ended."""
+        ...
+
+    def fail(self, error: GatewayError) -> bytes:
+        """Return the end of a stream that broke."""
+        ...
+
+
+class Fold(Protocol):
+    """The translation of a whole answer."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Return what the turn took."""
+        ...
+
+    def receive(self, batch: Batch) -> bool:
+        """Take a batch's events."""
+        ...
+
+    def answer(self) -> bytes:
+        """Return the answer's JSON."""
+        ...
+
+
+class Keeper(Protocol):
+    """Stores answers that have a name of their own."""
+
+    id: str
+
+    async def keep(self, turn: ChatTurn, *, is_cancelled: bool) -> None:
+        """Store the answer as it stands at the end of its turn."""
+        ...
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request, taken apart; ``arrived`` is by the monotonic clock."""
+
+    ask: Ask
+    identity: Identity | None
+    arrived: float
+    keeper: Keeper | None = None
+
+
+async def answer(
+    request: web.Request, asked: Asked, stream: Callable[[], Stream], fold: Callable[[], Fold]
+) -> web.StreamResponse:
+    """Answer a request: by a turn of its own, or by the answer of the request that it repeats."""
+    request[keys.NOTES].model = asked.ask.model
+    known = await _known_attempt(request, asked)
+    if isinstance(known, Outcome):
+        return _replayed(request, known)
+    if isinstance(known, _New):
+        attempt, producer = known.attempt, Producer(request, asked)
+        attempt.start(
+            request.app[keys.TASKS],
+            (lambda a: producer.stream(a, stream())) if asked.ask.is_stream else (lambda a: producer.whole(a, fold())),
+        )
+    else:
+        attempt = known
+        request[keys.NOTES].outcome = "repeated"
+    return await (
+        _follow_stream(request, attempt) if attempt.content_type == EVENTS else _follow_whole(request, attempt)
+    )
+
+
+class _New(msgspec.Struct, frozen=True):
+    """An answer that is yet to be produced."""
+
+    attempt: Attempt
+
+
+async def _known_attempt(request: web.Request, asked: Asked) -> Attempt | Outcome | _New:
+    attempts = request.app[keys.ATTEMPTS]
+    known = await attempts.find(asked.identity) if asked.identity is not None else None
+    if known is not None:
+        return known
+    attempt = Attempt(EVENTS if asked.ask.is_stream else JSON, asked.identity)
+    earlier = await attempts.begin(attempt)
+    if earlier is not None:
+        return earlier
+    if asked.keeper is not None:
+        attempts.name(request[keys.NOTES].owner or ANYBODY, asked.keeper.id, attempt)
+    return _New(attempt)
+
+
+def identity_of(request: web.Request, body: bytes) -> Identity | None:
+    """Return by what a request is known again: its idempotency key, or what the SDKs send with each try."""
+    named = request.headers.get("Idempotency-Key", "").strip()
+    count = request.headers.get("x-stainless-retry-count", "")
+    if not named and not count:
+        return None
+    if len(named) > LONGEST_KEY or not named.isprintable():
+        raise InvalidRequest(f"The Idempotency-Key must be printable, and {LONGEST_KEY} characters at most.")
+    made = hashlib.blake2b(request.path.encode(), digest_size=16)
+    made.update(chat_header(request).encode("utf-8", "backslashreplace") + b"\n" + body)
+    digest, owner = made.digest(), request[keys.NOTES].owner or ANYBODY
+    if named:
+        key = hashlib.blake2b(named.encode("utf-8", "backslashreplace"), digest_size=32).hexdigest()
+        return Identity(owner, f"key {key}", digest, is_explicit=True)
+    return Identity(owner, f"sdk {digest.hex()}", digest, is_explicit=False, is_retry=count not in ("", "0"))
+
+
+def chat_header(request: web.Request) -> str:
+    """Return what the headers say of the chat."""
+    return "\n".join(request.headers.get(name, "") for name in ("X-Letta-Chat-Key", "X-OpenWebUI-Chat-Id"))
+
+
+# The turn ------------------------------------------------------------------------------------------------------------
+
+
+class Producer:
+    """Takes a request's turn, and hands what comes of it to an attempt."""
+
+    def __init__(self, request: web.Request, asked: Asked) -> None:
+        self._app = request.app
+        self._asked = asked
+        self._metrics = request.app[keys.METRICS]
+        self._notes = request[keys.NOTES]
+        self._asker = _asker(request, asked.ask)
+
+    async def stream(self, attempt: Attempt, stream: Stream) -> None:
+        """Stream the answer into the attempt; raises what happens before there is any of it."""
+        self._metrics.open_streams.inc()
+
+        def take(batch: Batch) -> bool:
+            data, is_ready = stream.receive(batch), True
+            if data:
+                if not attempt.size:
+                    self._note_first_token()
+                is_ready = attempt.push(data)
+            if stream.error is not None and is_ready:
+                raise stream.error
+            return is_ready
+
+        async def ready() -> None:
+            await attempt.ready()
+            if stream.error is not None:
+                raise stream.error
+
+        try:
+            async with self._turn() as turn:
+                await self._deliver(turn, attempt, take, ready)
+                attempt.ending = stream.finish()
+                await self._keep(turn)
+            attempt.is_complete = True
+            self._notes.outcome = "complete"
+        except GatewayError as error:
+            self._fail(attempt, error, stream.fail(error))
+        except ConnectionResetError:
+            _log.debug("nobody listens any more")
+        except Exception as error:  # noqa: BLE001 - a bug after the first byte is a logged in-band error
+            _log.exception("answer failed", exc_info=error)
+            failure = InternalError(should_retry=False)
+            self._fail(attempt, failure, stream.fail(failure))
+        finally:
+            self._notes.chunks = stream.chunks
+            self._metrics.open_streams.dec()
+            self._metrics.chunks.inc(stream.chunks)
+            self._count(stream.usage)
+            await self._app[keys.ATTEMPTS].end(attempt)
+
+    async def whole(self, attempt: Attempt, fold: Fold) -> None:
+        """Gather the answer and hand it over."""
+        try:
+            async with self._turn() as turn:
+                await self._deliver(turn, attempt, fold.receive, always_ready)
+                body = fold.answer()
+                await self._keep(turn)
+            attempt.push(body)
+            attempt.is_complete = True
+            self._notes.outcome = "complete"
+        except GatewayError as error:
+            self._fail(attempt, error)
+        except Exception as error:  # noqa: BLE001 - answered and logged as what it is
+            _log.exception("answer failed", exc_info=error)
+            self._fail(attempt, InternalError(should_retry=False))
+        finally:
+            self._count(fold.usage)
+            await self._app[keys.ATTEMPTS].end(attempt)
+
+    async def _deliver(self, turn: ChatTurn, attempt: Attempt, take: Take, ready: Ready) -> None:
+        try:
+            await turn.deliver(take, ready)
+        except asyncio.CancelledError:
+            if not attempt.is_cancelled:
+                raise
+            if self._asked.keeper is not None:
+                await self._asked.keeper.keep(turn, is_cancelled=True)
+            raise ResponseCancelled(should_retry=False) from None
+
+    async def _keep(self, turn: ChatTurn) -> None:
+        if self._asked.keeper is None:
+            return
+        try:
+            await self._asked.keeper.keep(turn, is_cancelled=False)
+        except StorageUnavailable as error:
+            error.should_retry = False  # the message reached the agent
+            raise
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[ChatTurn]:
+        """Open the turn with the agent that the request names."""
+        catalog, ask = self._app[keys.CATALOG], self._asked.ask
+        agent = await catalog.resolve(ask.model)
+        asker = msgspec.structs.replace(self._asker, agent_id=agent.id)
+        try:
+            async with self._app[keys.CHATS].turn(asker, ask) as turn:
+                yield turn
+        except AgentGone as error:
+            catalog.forget()
+            raise ModelNotFound(ask.model) from error
+
+    def _fail(self, attempt: Attempt, error: GatewayError, ending: bytes = b"") -> None:
+        self._notes.outcome = "failed"
+        attempt.error, attempt.ending, attempt.is_complete = error, ending, True
+
+    def _note_first_token(self) -> None:
+        self._notes.first_token = time.monotonic() - self._asked.arrived
+        self._metrics.first_token.observe(self._notes.first_token)
+
+    def _count(self, usage: Usage | None) -> None:
+        self._notes.outcome = self._notes.outcome or "client_disconnected"
+        self._metrics.turn_ends.labels(self._notes.outcome).inc()
+        if usage is not None:
+            self._metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
+            self._metrics.tokens.labels("completion").inc(usage.completion_tokens)
+
+
+def _asker(request: web.Request, ask: Ask) -> Asker:
+    return Asker(
+        owner=request[keys.NOTES].owner or ANYBODY,
+        client=request.headers.get("User-Agent", "").partition("/")[0][:LONGEST_CLIENT],
+        agent_id="",
+        chat=chat_of(request.headers, ask),
+        is_background=is_background(request.headers, ask),
+    )
+
+
+# The client ----------------------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """One client's stream: a ``Listener`` that begins its response with the first piece."""
+
+    def __init__(self, response: SseResponse) -> None:
+        self._response = response
+        self._first = b""
+        self.woken = asyncio.Event()
+
+    def offer(self, data: bytes) -> bool:
+        """Write a piece; the first one waits for ``ready``, which begins the response."""
+        if self._response.begun and not self._first:
+            return self._response.offer(data)
+        self._first += data
+        return False
+
+    async def ready(self) -> None:
+        """Begin the response, or wait for a slow client."""
+        if self._first:
+            first, self._first = self._first, b""
+            await self._response.begin(first)
+        elif self._response.begun:
+            await self._response.drain()
+
+
+async def _follow_stream(request: web.Request, attempt: Attempt) -> web.StreamResponse:
+    settings, notes = request.app[keys.SETTINGS], request[keys.NOTES]
+    response = SseResponse(request, settings.write_timeout)
+    follower = Follower(response)
+    try:
+        async with response.beginning_within(settings.first_byte_wait):
+            before = attempt.join(follower)
+            if before:
+                await response.begin(before)
+            await attempt.over.wait()
+            if attempt.error is not None:
+                if not response.begun:
+                    raise attempt.error
+                notes.error_code = request.app[keys.METRICS].count_error(attempt.error)
+            await response.end(attempt.ending)
+    except ConnectionResetError:
+        notes.outcome = "client_disconnected"
+    except asyncio.CancelledError:
+        notes.outcome = "client_disconnected"
+        raise
+    finally:
+        attempt.leave(follower)
+    return response
+
+
+class _Waiter:
+    """A client that waits for a whole answer."""
+
+    def offer(self, _: bytes) -> bool:
+        return True
+
+    async def ready(self) -> None:
+        return
+
+
+async def _follow_whole(request: web.Request, attempt: Attempt) -> web.Response:
+    waiter = _Waiter()
+    attempt.join(waiter)
+    try:
+        await attempt.over.wait()
+    except asyncio.CancelledError:
+        request[keys.NOTES].outcome = "client_disconnected"
+        raise
+    finally:
+        attempt.leave(waiter)
+    if attempt.error is not None:
+        raise attempt.error
+    return web.Response(body=b"".join(attempt.pieces), content_type=JSON)
+
+
+def _replayed(request: web.Request, outcome: Outcome) -> web.Response:
+    request[keys.NOTES].outcome = "repeated"
+    headers = {"Cache-Control": "no-cache"} if outcome.content_type == EVENTS else {}
+    return web.Response(
+        body=outcome.body,
+        status=outcome.status,
+        content_type=outcome.content_type if outcome.status == 200 else JSON,  # noqa: PLR2004
+        headers=headers,
+    )

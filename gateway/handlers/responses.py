@@ -1,0 +1,177 @@
+"""``/v1/responses``: an agent's turn as a response, and the responses that were stored."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from gateway import keys
+from gateway.conversations.chats import ChatTurn
+from gateway.conversations.responses import StoredResponse
+from gateway.errors import InvalidRequest, ResponseNotFound
+from gateway.handlers.answering import ANYBODY, Asked, answer, identity_of
+from gateway.translation.ask import Ask
+from gateway.translation.responses_answer import ResponseAnswer, response_of
+from gateway.translation.responses_input_items import input_items, listed
+from gateway.translation.responses_items import items_by_id
+from gateway.translation.responses_request import ask_of, decode, echo_of, namespaced, references
+from gateway.translation.responses_stored import output_of, said_before
+from gateway.translation.responses_stream import ResponsesStream
+from gateway.translation.responses_types import DeletedResponse, Item, ResponsesRequest
+
+OFF_LOOP: Final = 262_144
+"""Bytes from which a request is taken apart in a thread."""
+LONGEST_CHAIN: Final = 500
+"""Responses that one may follow, each the one before."""
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """Answer one request for a response."""
+    arrived = time.monotonic()
+    body = await request[keys.BODY].read()
+    asked = await asyncio.to_thread(decode, body) if len(body) > OFF_LOOP else decode(body)
+    answering = Answering(request, asked)
+    ask = await answering.ask()
+    return await answer(
+        request,
+        Asked(ask, identity_of(request, body), arrived, answering if answering.is_stored else None),
+        answering.stream,
+        answering.whole,
+    )
+
+
+async def retrieve(request: web.Request) -> web.Response:
+    """Answer a stored response."""
+    stored = await _stored(request)
+    return web.Response(body=stored.response, content_type="application/json")
+
+
+async def list_input_items(request: web.Request) -> web.Response:
+    """Answer what a stored response was asked with."""
+    stored = await _stored(request)
+    return web.Response(body=_encode(listed(stored.input_items)), content_type="application/json")
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Delete a stored response."""
+    response_id = request.match_info["response"]
+    if not await request.app[keys.RESPONSES].delete(_owner(request), response_id):
+        raise ResponseNotFound(response_id)
+    return web.Response(body=_encode(DeletedResponse(response_id)), content_type="application/json")
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """Cancel a response that is under way; whoever listens to it is told."""
+    response_id = request.match_info["response"]
+    if not await request.app[keys.ATTEMPTS].cancel(_owner(request), response_id):
+        await _stored(request)
+        raise InvalidRequest("This response has ended already: there is nothing to cancel.", param="response_id")
+    stored = await request.app[keys.RESPONSES].find(_owner(request), response_id)
+    if stored is None:
+        raise ResponseNotFound(response_id)
+    return web.Response(body=stored.response, content_type="application/json")
+
+
+class Answering:
+    """One response as it is asked for, answered and stored."""
+
+    def __init__(self, request: web.Request, asked: ResponsesRequest) -> None:
+        self.id = f"resp_{uuid.uuid4().hex}"
+        self.is_stored = asked.store is not False
+        self._responses = request.app[keys.RESPONSES]
+        self._owner = _owner(request)
+        self._asked = asked
+        self._echo = echo_of(asked)
+        self._namespaced = namespaced(asked)
+        self._input = input_items(asked, self.id) if self.is_stored else b""
+        self._created = int(time.time())
+        self._answer: ResponsesStream | ResponseAnswer | None = None
+
+    async def ask(self) -> Ask:
+        """Return what is asked, with what was said in the responses before; raises ``ResponseNotFound``."""
+        chain = await self._chain(self._asked.previous_response_id)
+        before = said_before([(stored.input_items, stored.response) for stored in chain])
+        ask = ask_of(self._asked, before=before, known=await self._known())
+        if chain and ask.chat is None:
+            return msgspec.structs.replace(ask, chat=f"response:{chain[0].id}")
+        return ask
+
+    def stream(self) -> ResponsesStream:
+        """Return the translation of a streamed answer."""
+        self._answer = made = ResponsesStream(
+            response_id=self.id,
+            created=self._created,
+            echo=self._echo,
+            tool_activity=True,
+            namespaced=self._namespaced,
+        )
+        return made
+
+    def whole(self) -> ResponseAnswer:
+        """Return the translation of a whole answer."""
+        self._answer = made = ResponseAnswer(
+            response_id=self.id,
+            created=self._created,
+            echo=self._echo,
+            tool_activity=True,
+            namespaced=self._namespaced,
+        )
+        return made
+
+    async def keep(self, turn: ChatTurn, *, is_cancelled: bool) -> None:
+        """Store the response as it stands at the end of its turn."""
+        assert self._answer is not None  # noqa: S101 - a turn has its translation
+        response = self._answer.cancelled() if is_cancelled else self._answer.answer()
+        await self._responses.keep(
+            StoredResponse(
+                id=self.id,
+                owner=self._owner,
+                agent_id=turn.agent_id,
+                conversation_id=turn.conversation_id,
+                previous_id=self._asked.previous_response_id,
+                input_items=self._input,
+                response=response,
+                status="cancelled" if is_cancelled else "completed",
+                created_at=time.time(),
+            )
+        )
+
+    async def _chain(self, last: str | None) -> list[StoredResponse]:
+        """Return a response and those that it follows, oldest first."""
+        chain: list[StoredResponse] = []
+        while last is not None and len(chain) < LONGEST_CHAIN:
+            stored = await self._responses.find(self._owner, last)
+            if stored is None:
+                if not chain:
+                    raise ResponseNotFound(last, param="previous_response_id")
+                break  # an older one was deleted since: the chain begins behind it
+            chain.append(stored)
+            last = stored.previous_id
+        return chain[::-1]
+
+    async def _known(self) -> Mapping[str, Item]:
+        """Return the stored items that the input refers to."""
+        known: dict[str, Item] = {}
+        for response_id in {response_of(item_id) for item_id in references(self._asked)} - {None}:
+            stored = await self._responses.find(self._owner, response_id or "")
+            if stored is not None:
+                known |= items_by_id(stored.input_items) | items_by_id(output_of(stored.response))
+        return known
+
+
+async def _stored(request: web.Request) -> StoredResponse:
+    response_id = request.match_info["response"]
+    stored = await request.app[keys.RESPONSES].find(_owner(request), response_id)
+    if stored is None:
+        raise ResponseNotFound(response_id)
+    return stored
+
+
+def _owner(request: web.Request) -> str:
+    return request[keys.NOTES].owner or ANYBODY

@@ -1,0 +1,79 @@
+"""The start: the file where there is to be one, the schema, and what is said when it does not work out."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.storage import connections, failures, schema
+from gateway.storage.address import Address, PostgresServer, SqliteFile
+from gateway.storage.failures import StorageFailed
+
+MIGRATION: Final = 600.0
+"""Seconds that all of a start's migrations may take."""
+OLDEST_SQLITE: Final = (3, 35)
+"""What ``RETURNING`` came with."""
+
+_ELSEWHERE: Final = "set LETTA_GATEWAY_HOME or LETTA_GATEWAY_DATABASE_URL"
+_FILE: Final = {
+    failures.LOCKED: f"is in use by another gateway: stop that one, or {_ELSEWHERE}.",
+    failures.READ_ONLY: f"cannot be written: change its owner or mode, or {_ELSEWHERE}.",
+    failures.GONE: f"cannot be opened: change its owner or mode, or {_ELSEWHERE}.",
+    failures.DAMAGED: f"is damaged, or no database: restore it, or {_ELSEWHERE}.",
+    failures.FULL: f"cannot be written, as the disk is full: make room, or {_ELSEWHERE}.",
+}
+_SERVER: Final = {
+    failures.REFUSED: "refused the login: check its user, password and rights.",
+    failures.GONE: "has no such database: create it.",
+    failures.READ_ONLY: "is read-only: name the primary.",
+    failures.SLOW: "did not answer in time: check its host and port.",
+    failures.UNREACHABLE: "cannot be reached: check its host and port.",
+}
+
+
+async def prepare(file: SqliteFile) -> None:
+    """Make the file and its folder where they are missing; raises ``StorageFailed``."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StorageFailed(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed, or PostgreSQL.")
+    try:
+        await asyncio.to_thread(connections.prepare, file.path)
+    except OSError as error:
+        raise StorageFailed(f"{file.path} cannot be made ({error.strerror}): {_ELSEWHERE}.") from None
+
+
+async def migrate(engine: AsyncEngine, address: Address) -> None:
+    """Bring the schema up to date, all of it or nothing; raises ``StorageFailed``."""
+    with _explained(address):
+        async with asyncio.timeout(MIGRATION), engine.connect() as raw:
+            await raw.execution_options(**{connections.WRITES: True})
+            await raw.run_sync(schema.upgrade)
+            await raw.commit()
+
+
+async def revision(engine: AsyncEngine, address: Address) -> str | None:
+    """Return which schema the database has; raises ``StorageFailed``."""
+    with _explained(address):
+        async with asyncio.timeout(MIGRATION), engine.connect() as raw:
+            return await raw.run_sync(schema.current)
+
+
+@contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except StorageFailed:
+        raise
+    except Exception as error:
+        reason = failures.reason_of(error)
+        if reason is None:
+            raise
+        raise StorageFailed(_explanation(address, reason)) from None
+
+
+def _explanation(address: Address, reason: str) -> str:
+    if isinstance(address, PostgresServer):
+        return f"the database of LETTA_GATEWAY_DATABASE_URL {_SERVER.get(reason, f'cannot be used: {reason}.')}"
+    return f"{address.path} {_FILE.get(reason, f'cannot be used ({reason}): {_ELSEWHERE}.')}"

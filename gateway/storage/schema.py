@@ -1,0 +1,51 @@
+"""The schema's version: brought up to date at start, by one gateway at a time."""
+
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from gateway.storage.failures import StorageFailed
+
+_ONE_AT_A_TIME: Final = 7_011_873_451
+"""A number of our own among PostgreSQL's advisory locks."""
+
+
+def upgrade(connection: Connection) -> None:
+    """Run the revisions that are missing, inside of the caller's transaction.
+
+    Raises ``StorageFailed`` for a schema that is newer than this gateway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ONE_AT_A_TIME})
+    config = _config(connection)
+    found = current(connection)
+    if found is not None and found not in {script.revision for script in _scripts(config).walk_revisions()}:
+        raise StorageFailed(
+            f"the database's schema {found} was made by a newer gateway: run that version, or restore a backup."
+        )
+    command.upgrade(config, "head")
+
+
+def current(connection: Connection) -> str | None:
+    """Return the revision that the database is at; None where it is empty."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest() -> str | None:
+    """Return the revision that this gateway brings."""
+    return _scripts(_config(None)).get_current_head()
+
+
+def _config(connection: Connection | None) -> Config:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "gateway.storage:migrations")
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _scripts(config: Config) -> ScriptDirectory:
+    return ScriptDirectory.from_config(config)

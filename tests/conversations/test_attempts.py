@@ -1,0 +1,277 @@
+"""What HTTP does not show of it: who listens, who is waited for, what is kept. The rest: handlers/test_answering.py."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from gateway.conversations import attempts as module
+from gateway.conversations.attempts import Attempt, Attempts, Identity
+from gateway.conversations.outcomes import Outcome, Outcomes
+from gateway.errors import IdempotencyConflict, OutcomeUnknown, TurnFailed, UpstreamUnavailable
+from gateway.tasks import TaskSet
+from tests.storage.late import LateDatabase
+
+EVENTS, JSON = "text/event-stream", "application/json"
+
+
+def named(key: str = "k", digest: bytes = b"d", owner: str = "anna") -> Identity:
+    return Identity(owner, key, digest, is_explicit=True)
+
+
+def sdk(*, is_retry: bool = False) -> Identity:
+    return Identity("anna", "sdk 1", b"d", is_explicit=False, is_retry=is_retry)
+
+
+class Client:
+    """A listener that may be slow, or gone."""
+
+    def __init__(self, *, is_quick: bool = True) -> None:
+        self.heard: list[bytes] = []
+        self.is_quick = is_quick
+        self.is_gone = False
+        self.waits = 0
+
+    def offer(self, data: bytes) -> bool:
+        if self.is_gone:
+            raise ConnectionResetError
+        self.heard.append(data)
+        return self.is_quick
+
+    async def ready(self) -> None:
+        self.waits += 1
+        if self.is_gone:
+            raise ConnectionResetError
+
+
+class Producer:
+    """Says what the test tells it to."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.was_cancelled = False
+
+    async def __call__(self, attempt: Attempt) -> None:
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+        attempt.is_complete = True
+
+
+@pytest.fixture
+async def tasks() -> AsyncIterator[TaskSet]:
+    made = TaskSet()
+    yield made
+    await made.close(1.0)
+    assert len(made) == 0
+
+
+@pytest.fixture
+async def attempts(tasks: TaskSet) -> AsyncIterator[Attempts]:
+    database = LateDatabase()
+    yield Attempts(Outcomes(database), tasks)
+    await database.close()
+
+
+async def until(so: Callable[[], object]) -> None:
+    async with asyncio.timeout(2):
+        while not so():  # noqa: ASYNC110 - it is seen from outside
+            await asyncio.sleep(0.005)
+
+
+async def ended(attempts: Attempts, identity: Identity, finish: Callable[[Attempt], object]) -> Attempt:
+    """Have an answer come to its end."""
+    attempt = Attempt(JSON, identity)
+    assert await attempts.begin(attempt) is None
+    finish(attempt)
+    attempt.is_complete = True
+    attempt.over.set()
+    await attempts.end(attempt)
+    return attempt
+
+
+# Listeners -----------------------------------------------------------------------------------------------------------
+
+
+async def test_every_listener_is_told_everything() -> None:
+    attempt, first, late = Attempt(EVENTS, named()), Client(), Client()
+    assert attempt.join(first) == b""
+    assert attempt.push(b"one ")
+    assert attempt.join(late) == b"one "
+    assert attempt.push(b"two")
+    assert first.heard == [b"one ", b"two"]
+    assert late.heard == [b"two"]
+
+
+async def test_slow_listener_is_waited_for() -> None:
+    attempt, quick, slow = Attempt(EVENTS, named()), Client(), Client(is_quick=False)
+    attempt.join(quick)
+    attempt.join(slow)
+    assert not attempt.push(b"one")
+    await attempt.ready()
+    assert slow.waits == 1
+
+
+async def test_listener_that_is_gone_is_told_no_more() -> None:
+    attempt, gone, stays = Attempt(EVENTS, named()), Client(), Client()
+    attempt.join(gone)
+    attempt.join(stays)
+    gone.is_gone = True
+    assert attempt.push(b"one")
+    assert attempt.listeners == [stays]
+    stays.is_gone = True
+    await attempt.ready()
+    assert attempt.listeners == []
+    assert attempt.push(b"two"), "the key's answer goes on without them"
+
+
+async def test_answer_without_a_name_ends_with_its_only_listener(tasks: TaskSet) -> None:
+    attempt, client, producer = Attempt(EVENTS), Client(), Producer()
+    attempt.start(tasks, producer)
+    await asyncio.sleep(0)
+    attempt.join(client)
+    attempt.push(b"one")
+    client.is_gone = True
+    with pytest.raises(ConnectionResetError):
+        attempt.push(b"two")
+    await until(lambda: producer.was_cancelled)
+
+
+async def test_answer_that_is_given_up_before_its_first_step_is_over(tasks: TaskSet) -> None:
+    attempt, client, producer = Attempt(EVENTS), Client(), Producer()
+    attempt.start(tasks, producer)
+    attempt.join(client)
+    attempt.leave(client)
+    await asyncio.wait_for(attempt.over.wait(), 1)
+    assert attempt.is_abandoned
+
+
+async def test_listener_that_leaves_after_the_end_ends_nothing(tasks: TaskSet) -> None:
+    attempt, client, producer = Attempt(EVENTS), Client(), Producer()
+    attempt.start(tasks, producer)
+    attempt.join(client)
+    producer.go_on.set()
+    await attempt.over.wait()
+    attempt.leave(client)
+    attempt.leave(client)
+    assert not producer.was_cancelled
+
+
+async def test_answer_that_has_not_begun_waits_for_the_sdk(tasks: TaskSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.1)
+    attempt, client, producer = Attempt(EVENTS, sdk()), Client(), Producer()
+    attempt.start(tasks, producer)
+    attempt.join(client)
+    attempt.leave(client)
+    await asyncio.sleep(0.03)
+    attempt.join(Client())
+    await asyncio.sleep(0.15)
+    assert not producer.was_cancelled, "it has come back"
+    attempt.leave(attempt.listeners[0])
+    await until(lambda: producer.was_cancelled)
+
+
+# What is kept --------------------------------------------------------------------------------------------------------
+
+
+async def test_beginning_of_a_stream_is_kept_for_the_sdk_and_no_more() -> None:
+    attempt = Attempt(EVENTS, sdk())
+    attempt.push(b"x" * module.MOST_BEGINNING)
+    assert len(attempt.pieces) == 1
+    attempt.push(b"x")
+    assert (attempt.is_kept, attempt.pieces) == (False, [])
+
+
+async def test_stream_that_nobody_repeats_is_not_kept() -> None:
+    attempt = Attempt(EVENTS)
+    attempt.push(b"x")
+    assert attempt.pieces == []
+
+
+async def test_failure_is_told_again_and_a_refusal_is_not(attempts: Attempts) -> None:
+    def fail(attempt: Attempt) -> None:
+        attempt.error = TurnFailed(should_retry=False)
+
+    def refuse(attempt: Attempt) -> None:
+        attempt.error = UpstreamUnavailable(should_retry=True)
+
+    failed = await ended(attempts, named("failed"), fail)
+    assert await attempts.find(named("failed")) is failed
+    await ended(attempts, named("refused"), refuse)
+    assert await attempts.find(named("refused")) is None
+    attempts._known.clear()
+    outcome = await attempts.find(named("failed"))
+    assert isinstance(outcome, Outcome)
+    assert (outcome.status, b"agent_run_failed" in outcome.body) == (502, True)
+    assert await attempts.find(named("refused")) is None
+
+
+async def test_answer_that_is_too_long_is_known_and_not_told(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BODY", 10)
+
+    def say_much(attempt: Attempt) -> None:
+        attempt.push(b"x" * 11)
+
+    await ended(attempts, named(), say_much)
+    attempts._known.clear()
+    with pytest.raises(OutcomeUnknown):
+        await attempts.find(named())
+
+
+async def test_answer_that_was_cut_off_is_forgotten(attempts: Attempts) -> None:
+    attempt = Attempt(EVENTS, named())
+    await attempts.begin(attempt)
+    attempt.over.set()
+    await attempts.end(attempt)
+    assert await attempts.find(named()) is None
+
+
+async def test_owners_have_keys_of_their_own(attempts: Attempts) -> None:
+    await ended(attempts, named(), lambda attempt: attempt.push(b"{}"))
+    assert await attempts.find(named(owner="ben")) is None
+    with pytest.raises(IdempotencyConflict):
+        await attempts.find(named(digest=b"other"))
+
+
+async def test_two_that_begin_at_once_share_the_first(attempts: Attempts) -> None:
+    first, second = Attempt(JSON, named()), Attempt(JSON, named())
+    assert await attempts.begin(first) is None
+    assert await attempts.begin(second) is first
+
+
+async def test_sdk_is_answered_again_for_a_while(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await ended(attempts, sdk(), lambda attempt: attempt.push(b"{}"))
+    assert await attempts.find(sdk()) is None, "the first try of a request is a request of its own"
+    assert await attempts.find(sdk(is_retry=True)) is made
+    monkeypatch.setattr(module, "REMEMBER", 0.0)
+    assert await attempts.find(sdk(is_retry=True)) is None
+
+
+async def test_key_stands_for_a_day(attempts: Attempts) -> None:
+    await ended(attempts, named(), lambda attempt: attempt.push(b"{}"))
+    attempts._known.clear()
+    outcome = await attempts.find(named())
+    assert isinstance(outcome, Outcome)
+    await attempts.purge(outcome.ended_at + module.KEEP - 1)
+    assert await attempts.find(named()) is not None
+    await attempts.purge(outcome.ended_at + module.KEEP + 1)
+    assert await attempts.find(named()) is None
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_answer_is_cancelled_by_its_name(attempts: Attempts, tasks: TaskSet) -> None:
+    attempt, producer = Attempt(EVENTS), Producer()
+    attempt.start(tasks, producer)
+    attempts.name("anna", "resp_1", attempt)
+    await asyncio.sleep(0)
+    assert not await attempts.cancel("ben", "resp_1")
+    assert await attempts.cancel("anna", "resp_1")
+    assert producer.was_cancelled
+    await until(lambda: not attempts._named)
+    assert not await attempts.cancel("anna", "resp_1")

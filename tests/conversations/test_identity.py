@@ -1,0 +1,112 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from gateway.conversations.identity import LONGEST_CHAT, chat_of, is_background
+from gateway.storage.text import fits
+from gateway.translation.agent_turn import AgentSaid, ImageUrl, Instructed, Said, Text, ToolResult, UserSaid
+from gateway.translation.ask import Ask
+
+
+def user(*texts: str) -> UserSaid:
+    return UserSaid(tuple(Text(text) for text in texts))
+
+
+def ask(*transcript: Said, **fields: Any) -> Ask:
+    return Ask(model="friend", transcript=transcript or (user("Hi"),), **fields)
+
+
+def headers(**named: str) -> Mapping[str, str]:
+    return CIMultiDict({name.replace("_", "-"): value for name, value in named.items()})
+
+
+KEY, OPEN_WEBUI = "x_letta_chat_key", "X_OPENWEBUI_CHAT_ID"
+
+
+@pytest.mark.parametrize(
+    ("sent", "body", "chat"),
+    [
+        ({}, None, None),
+        ({KEY: "k"}, None, "k"),
+        ({OPEN_WEBUI: "o"}, None, "o"),
+        ({}, "b", "b"),
+        ({KEY: "k", OPEN_WEBUI: "o"}, "b", "k"),
+        ({OPEN_WEBUI: "o"}, "b", "o"),
+        ({KEY: "", OPEN_WEBUI: " "}, "b", "b"),
+        ({KEY: "", OPEN_WEBUI: "o"}, None, "o"),
+        ({KEY: " k "}, None, "k"),
+        ({}, " b\n", "b"),
+        ({}, "", None),
+        ({}, " ", None),
+        ({KEY: ""}, None, None),
+        ({"X_Other": "k"}, None, None),
+        ({KEY: "größe 😀"}, None, "größe 😀"),
+    ],
+)
+def test_chat_that_a_request_names(sent: dict[str, str], body: str | None, chat: str | None) -> None:
+    assert chat_of(headers(**sent), ask(chat=body)) == chat
+
+
+def test_longest_identity_that_is_kept_as_it_is() -> None:
+    assert chat_of({}, ask(chat="x" * LONGEST_CHAT)) == "x" * LONGEST_CHAT
+    assert len(chat_of({}, ask(chat="x" * (LONGEST_CHAT + 1))) or "") < LONGEST_CHAT
+
+
+def test_long_identities_that_differ_at_their_end_are_two_chats() -> None:
+    one, other = (chat_of({}, ask(chat="x" * 10_000 + end)) for end in "ab")
+    assert one != other
+    assert one == chat_of({}, ask(chat="x" * 10_000 + "a"))
+
+
+@given(chat=st.text(st.characters(), min_size=1) | st.text("\0\ud800\udcff\u202e\n a", min_size=1))
+def test_any_identity_can_be_stored(chat: str) -> None:
+    for named in (chat_of({}, ask(chat=chat)), chat_of({"X-Letta-Chat-Key": chat}, ask())):
+        assert (named is None) == (not chat.strip())
+        assert named is None or fits(named)
+
+
+# Background requests -------------------------------------------------------------------------------------------------
+
+TITLE = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.\n### Guidelines:\n"
+
+
+@pytest.mark.parametrize(
+    "text", [TITLE, f"\n  {TITLE}", "### Task:", "### Task:\nSuggest 3-5 relevant follow-up questions"]
+)
+def test_task_prompts_of_open_webui(text: str) -> None:
+    assert is_background({}, ask(user(text)))
+    assert is_background({}, ask(Instructed("Be kind"), user(text)))
+
+
+@pytest.mark.parametrize(
+    "transcript",
+    [
+        [user("Hi")],
+        [user("What does '### Task:' mean?")],
+        [user("Please do this.\n### Task:\nWrite a poem")],
+        [user("Task: write a poem")],
+        [user("## Task: write a poem")],
+        [user("Hi", TITLE)],
+        [user(TITLE), AgentSaid("A title"), user("Thanks")],
+        [user("Hi"), AgentSaid("Hello"), user(TITLE)],
+        [user("Hi"), user(TITLE)],
+        [Instructed(TITLE), user("Hi")],
+        [ToolResult("call_1", TITLE)],
+        [UserSaid((ImageUrl("https://example.com/a.png"),))],
+        [UserSaid(())],
+    ],
+)
+def test_users_own_words(transcript: list[Said]) -> None:
+    assert not is_background({}, ask(*transcript))
+
+
+def test_task_that_a_header_or_the_body_names() -> None:
+    assert is_background(headers(x_openwebui_task="title_generation"), ask())
+    assert is_background({}, ask(task="tags_generation"))
+    assert is_background({}, ask(user("Hi"), AgentSaid("Hello"), user("And?"), task="follow_up_generation"))
+    assert not is_background(headers(x_openwebui_task=""), ask(task=""))
+    assert not is_background(headers(x_openwebui_chat_id="o"), ask())

@@ -1,0 +1,77 @@
+"""Databases for tests: each kind in turn, a new one for each test; PostgreSQL's server is started once."""
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from gateway.storage.address import Address, PostgresServer, SqliteFile
+from gateway.storage.engine import Database, StorageLimits
+from tests.live.postgres import Postgres, running_postgres
+from tests.live.setup_v1 import missing, state_folder
+
+QUICK: Final = StorageLimits(step=0.5, queue=0.5, lock=0.2, connections=4)
+"""Limits for tests that run into them."""
+
+_SERVER: Final = pytest.StashKey[Postgres]()
+_NUMBERS: Final = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> Postgres:
+    """One server for the whole session, however many folders use this fixture."""
+    if _SERVER not in pytestconfig.stash:
+        stack = contextlib.ExitStack()
+        pytestconfig.add_cleanup(stack.close)
+        pytestconfig.stash[_SERVER] = stack.enter_context(_server())
+    return pytestconfig.stash[_SERVER]
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[Postgres]:
+    if problem := missing():
+        raise RuntimeError(problem)
+    with state_folder() as state, running_postgres(state, None) as server:
+        yield server
+
+
+def new_database(server: Postgres) -> PostgresServer:
+    name = f"gateway_{next(_NUMBERS)}"
+    server.run(f"create database {name}")
+    return PostgresServer(f"postgresql://postgres@127.0.0.1:{server.port}/{name}?sslmode=disable")
+
+
+@pytest.fixture
+def sqlite_file(tmp_path: Path) -> SqliteFile:
+    return SqliteFile(tmp_path / "home" / "gateway.db")
+
+
+@pytest.fixture
+def postgres_address(postgres: Postgres) -> PostgresServer:
+    return new_database(postgres)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.live)])
+def address(request: pytest.FixtureRequest) -> Address:
+    """An empty database of each kind."""
+    found: Address = request.getfixturevalue("sqlite_file" if request.param == "sqlite" else "postgres_address")
+    return found
+
+
+@pytest.fixture
+async def database(address: Address) -> AsyncIterator[Database]:
+    """An open database of each kind."""
+    async with opened(address) as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def opened(address: Address, limits: StorageLimits | None = None) -> AsyncIterator[Database]:
+    found = await Database.open(address, limits)
+    try:
+        yield found
+    finally:
+        await found.close()

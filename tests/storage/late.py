@@ -1,0 +1,46 @@
+"""A database that is made when it is first used: most tests of a whole gateway never use it."""
+
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from gateway.storage import connections, opening
+from gateway.storage.address import SqliteFile
+from gateway.storage.engine import Database, StorageLimits
+
+
+class LateDatabase(Database):
+    """A ``Database`` in a folder of its own, opened by its first transaction."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.gettempdir()) / f"gateway-db-{uuid.uuid4().hex}"
+        super().__init__(SqliteFile(self._folder / "gateway.db"), StorageLimits())
+        self._is_made = False
+
+    async def _take_place(self) -> None:
+        await super()._take_place()
+        if not self._is_made:
+            assert isinstance(self._address, SqliteFile)
+            connections.prepare(self._address.path)  # not in a thread: some tests leave none free
+            await opening.migrate(self._engine, self._address)
+            self._identity = await self._file_now()
+            self._is_made = True
+
+    async def close(self) -> None:
+        """Close it, and remove its folder."""
+        await super().close()
+        if self._is_made:
+            shutil.rmtree(self._folder)
+
+
+@contextlib.asynccontextmanager
+async def late_database() -> AsyncIterator[LateDatabase]:
+    """Have one for as long as the context."""
+    database = LateDatabase()
+    try:
+        yield database
+    finally:
+        await database.close()

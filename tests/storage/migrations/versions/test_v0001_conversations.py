@@ -1,0 +1,26 @@
+from sqlalchemy import Connection, inspect
+
+from gateway.storage import connections
+from gateway.storage.address import Address
+from tests.storage.databases import opened
+
+
+async def test_tables_and_their_keys(address: Address) -> None:
+    async with opened(address):
+        pass
+    engine = connections.connect(address, connections=1, patience=1)
+    async with engine.connect() as raw:
+        keys = await raw.run_sync(_keys)
+    await engine.dispose()
+    assert keys == {
+        "alembic_version": ["version_num"],
+        "outcomes": ["owner", "key"],
+        "pins": ["owner", "agent_id", "chat"],
+        "responses": ["owner", "id"],
+        "waiting_calls": ["owner", "call_id"],
+    }
+
+
+def _keys(connection: Connection) -> dict[str, list[str]]:
+    inspector = inspect(connection)
+    return {name: inspector.get_pk_constraint(name)["constrained_columns"] for name in inspector.get_table_names()}
