@@ -6,7 +6,6 @@ thread stays taken until then.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Literal, Protocol
@@ -17,6 +16,8 @@ import structlog
 from gateway.errors import ConversationBusy, GatewayError, Overloaded, ShuttingDown, StorageUnavailable
 from gateway.letta.backend import AgentBackend, RunningTurn
 from gateway.metrics import Metrics
+from gateway.shared_state.locks import ThreadLocks
+from gateway.shared_state.memory import MemoryLocks
 from gateway.tasks import TaskSet
 from gateway.translation.agent_turn import AgentTurn
 
@@ -68,12 +69,22 @@ class TurnPlan(Protocol):
 class TurnRegistry:
     """All turns of one gateway."""
 
-    def __init__(self, backend: AgentBackend, policy: TurnPolicy, metrics: Metrics, tasks: TaskSet) -> None:
+    def __init__(
+        self,
+        backend: AgentBackend,
+        policy: TurnPolicy,
+        metrics: Metrics,
+        tasks: TaskSet,
+        *,
+        locks: ThreadLocks | None = None,
+    ) -> None:
         self._backend = backend
         self._policy = policy
         self._metrics = metrics
         self._tasks = tasks
-        self._threads: dict[str, deque[asyncio.Future[None]]] = {}
+        if locks is None:
+            locks = MemoryLocks(depth=policy.queue_depth, wait=policy.queue_wait, metrics=metrics)
+        self._locks = locks
         self._open: set[RunningTurn] = set()
         self._held = 0
         self._idle = asyncio.Event()
@@ -87,7 +98,7 @@ class TurnRegistry:
 
     def is_taken(self, thread: str) -> bool:
         """Tell whether a turn has the thread, or waits for it."""
-        return thread in self._threads
+        return self._locks.is_taken(thread)
 
     @asynccontextmanager
     async def turn(self, plan: TurnPlan) -> AsyncIterator[RunningTurn]:
@@ -98,7 +109,7 @@ class TurnRegistry:
         """
         self._admit()
         try:
-            await self._acquire(plan.thread)
+            await self._locks.acquire(plan.thread)
         except BaseException:
             self._leave()
             raise
@@ -120,10 +131,7 @@ class TurnRegistry:
     async def end(self) -> None:
         """Refuse new turns, end the open ones with an error, and see them settled."""
         self._closed = True
-        for queue in self._threads.values():
-            for waiter in queue:
-                if not waiter.done():
-                    waiter.set_exception(_shutting_down())
+        self._locks.refuse_waiting(_shutting_down())
         for running in list(self._open):
             running.abort(
                 ShuttingDown("The gateway is being restarted and ended this answer early.", should_retry=False)
@@ -149,39 +157,6 @@ class TurnRegistry:
         if not self._held:
             self._idle.set()
 
-    async def _acquire(self, thread: str) -> None:
-        queue = self._threads.get(thread)
-        if queue is None:
-            self._threads[thread] = deque()
-            return
-        if len(queue) >= self._policy.queue_depth:
-            raise ConversationBusy
-        turn_comes = asyncio.get_running_loop().create_future()
-        queue.append(turn_comes)
-        self._metrics.waiting.inc()
-        try:
-            async with asyncio.timeout(self._policy.queue_wait):
-                await turn_comes
-        except BaseException as error:
-            if turn_comes.done() and not turn_comes.cancelled() and turn_comes.exception() is None:
-                self._release(thread)  # it was given to us in the very moment that we gave up
-            elif turn_comes in queue:
-                queue.remove(turn_comes)
-            if isinstance(error, TimeoutError):
-                raise ConversationBusy from None
-            raise
-        finally:
-            self._metrics.waiting.dec()
-
-    def _release(self, thread: str) -> None:
-        queue = self._threads[thread]
-        while queue:
-            next_turn = queue.popleft()
-            if not next_turn.done():
-                next_turn.set_result(None)
-                return
-        del self._threads[thread]
-
     async def _begin(self, plan: TurnPlan) -> RunningTurn:
         try:
             running = self._backend.turn(await plan.begin())
@@ -199,7 +174,7 @@ class TurnRegistry:
             await self._tell(plan, is_delivered=False)
         finally:
             plan.leave()
-            self._release(plan.thread)
+            self._locks.release(plan.thread)
             self._leave()
 
     async def _open_turn(self, running: RunningTurn) -> None:
@@ -267,7 +242,7 @@ class TurnRegistry:
         plan.leave()
         self._open.discard(running)
         self._metrics.turns.dec()
-        self._release(plan.thread)
+        self._locks.release(plan.thread)
         self._leave()
 
 

@@ -20,6 +20,7 @@ from gateway.errors import (
 )
 from gateway.letta.scripted import Break, Hang, Hold, Pause, Script, ScriptedBackend, ScriptedTurn, says
 from gateway.metrics import Metrics
+from gateway.shared_state.memory import MemoryLocks
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Failure, Stop, TextDelta
 from gateway.translation.agent_turn import AgentTurn, Text
@@ -97,7 +98,9 @@ class House:
         self.metrics = Metrics()
         self.tasks = TaskSet()
         self.clients = TaskSet()
-        self.registry = TurnRegistry(self.backend, policy or TurnPolicy(), self.metrics, self.tasks)
+        chosen = policy or TurnPolicy()
+        self.locks = MemoryLocks(depth=chosen.queue_depth, wait=chosen.queue_wait, metrics=self.metrics)
+        self.registry = TurnRegistry(self.backend, chosen, self.metrics, self.tasks, locks=self.locks)
         self.finished: list[str] = []
         self.plans: list[Saying] = []
 
@@ -129,7 +132,7 @@ class House:
     def assert_empty(self) -> None:
         """Fail where anything is left of any turn."""
         assert self.registry.held == 0
-        assert self.registry._threads == {}
+        assert len(self.locks) == 0
         assert self.registry._open == set()
         assert self.registry._idle.is_set()
         assert len(self.tasks) == 0
@@ -375,7 +378,7 @@ async def test_waiter_that_leaves_at_the_moment_of_the_hand_over(house: House) -
 async def test_waiter_that_was_given_the_thread_and_leaves_before_it_knows(house: House) -> None:
     house.backend.play(TALKS_FOR_EVER)
     first, second, third = [await house.client(name) for name in "abc"]
-    (queue,) = house.registry._threads.values()
+    (queue,) = house.locks._threads.values()
     given = queue[0]
     first.cancel()
     while not given.done():  # noqa: ASYNC110 - the moment itself is what is tried

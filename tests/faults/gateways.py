@@ -16,6 +16,7 @@ from gateway import keys
 from gateway.server.app import build_app
 from gateway.server.listener import Listener
 from gateway.settings import Settings
+from gateway.shared_state.memory import MemoryLocks
 from tests.faults.chaos_upstream import BadLetta
 from tests.server.recorded_logs import RecordedLogs, recorded_logs
 from tests.server.running import JSON, chat_body, chat_request
@@ -122,7 +123,8 @@ class Gateway:
             lambda: turns.held == 0 and len(tasks) <= self.tasks and all(self.figure(name) == 0 for name in GAUGES),
             within,
         )
-        assert not turns._threads
+        assert isinstance(turns._locks, MemoryLocks)
+        assert len(turns._locks) == 0
         assert not turns._open
         return took
 

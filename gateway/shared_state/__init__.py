@@ -1,0 +1,1 @@
+"""What the replicas of a gateway must agree on: here the memory of the only one."""
