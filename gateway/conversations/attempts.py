@@ -80,6 +80,7 @@ class Attempt:
         self._most = MOST_KEPT if is_long else MOST_BEGINNING
         self.over = asyncio.Event()
         self.listeners: list[Listener] = []
+        self._only: Callable[[bytes], bool] | None = None
         self._producer: asyncio.Task[None] | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._is_given_up = False
@@ -114,12 +115,11 @@ class Attempt:
         if self.is_kept:
             self.pieces.append(data)
             self._bound()
-        listeners = self.listeners
-        if len(listeners) == 1:
+        if self._only is not None:
             try:
-                return listeners[0].offer(data)
+                return self._only(data)
             except ConnectionResetError:
-                self.leave(listeners[0])
+                self.leave(self.listeners[0])
         return self._offer_all(data)
 
     def _offer_all(self, data: bytes) -> bool:
@@ -158,6 +158,7 @@ class Attempt:
             self._leaving.cancel()
             self._leaving = None
         self.listeners.append(listener)
+        self._look_for_only()
         return b"".join(self.pieces)
 
     def leave(self, listener: Listener) -> None:
@@ -165,12 +166,17 @@ class Attempt:
         if listener not in self.listeners:
             return
         self.listeners.remove(listener)
+        self._look_for_only()
         if self.listeners or self.over.is_set():
             return
         if self.identity is None or (self.begun and not self.identity.is_explicit):
             self._give_up()
         elif not self.identity.is_explicit:
             self._leaving = asyncio.get_running_loop().call_later(LINGER, self._give_up)
+
+    def _look_for_only(self) -> None:
+        """Keep at hand what each piece is handed to, where one listens as nearly always."""
+        self._only = self.listeners[0].offer if len(self.listeners) == 1 else None
 
     def cancel(self) -> None:
         """End it, whoever listens."""

@@ -307,13 +307,17 @@ class Follower:
 
     def __init__(self, response: SseResponse) -> None:
         self._response = response
+        self._write = response.offer
+        self._is_writing = False
         self._first = b""
-        self.woken = asyncio.Event()
 
     def offer(self, data: bytes) -> bool:
         """Write a piece; the first one waits for ``ready``, which begins the response."""
-        if self._response.begun and not self._first:
-            return self._response.offer(data)
+        if self._is_writing:
+            return self._write(data)
+        self._is_writing = self._response.begun and not self._first
+        if self._is_writing:
+            return self._write(data)
         self._first += data
         return False
 
