@@ -8,13 +8,12 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from sqlalchemy import ColumnElement, Row, and_, delete, select
 
+from gateway.conversations.divergence import DIGEST
 from gateway.storage.engine import Database
 from gateway.storage.tables import pins
 from gateway.storage.text import check_fit, fits
 from gateway.storage.upsert import upsert
 
-DIGEST: Final = 16
-"""Bytes of a message's digest."""
 RECENT: Final = 1_024
 """Pins that are held in memory where the database is this gateway's alone."""
 

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from gateway.conversations.directory import Directory, Pinned
-from gateway.conversations.divergence import digest, digests, split, unseen
+from gateway.conversations.divergence import DIGEST, digest, digests, split, unseen
 from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.errors import GatewayError
@@ -353,4 +353,4 @@ async def _delete(backend: AgentBackend, conversation_id: str) -> None:
 
 
 def _digest_of(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()

@@ -5,7 +5,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway import keys
 from gateway.conversations.attempts import Attempt, Identity
 from gateway.conversations.chats import Asker, ChatTurn
-from gateway.conversations.identity import chat_of, is_background
+from gateway.conversations.identity import CHAT_HEADERS, chat_of, is_background
 from gateway.conversations.outcomes import Outcome
 from gateway.errors import (
     AgentGone,
@@ -36,6 +36,10 @@ LONGEST_CLIENT: Final = 64
 LONGEST_KEY: Final = 255
 EVENTS: Final = "text/event-stream"
 JSON: Final = "application/json"
+OFF_LOOP: Final = 262_144
+"""Bytes from which a request is taken apart in a thread: an image of 18 MB takes some 70 ms."""
+
+T = TypeVar("T")
 
 _log: Final = structlog.get_logger("gateway.answers")
 
@@ -142,11 +146,11 @@ async def _known_attempt(request: web.Request, asked: Asked) -> Attempt | Outcom
     if earlier is not None:
         return earlier
     if asked.keeper is not None:
-        attempts.name(request[keys.NOTES].owner or ANYBODY, asked.keeper.id, attempt)
+        attempts.name(owner_of(request), asked.keeper.id, attempt)
     return _New(attempt)
 
 
-def identity_of(request: web.Request, body: bytes) -> Identity | None:
+async def identity_of(request: web.Request, body: bytes) -> Identity | None:
     """Return by what a request is known again: its idempotency key, or what the SDKs send with each try."""
     named = request.headers.get("Idempotency-Key", "").strip()
     count = request.headers.get("x-stainless-retry-count", "")
@@ -155,17 +159,24 @@ def identity_of(request: web.Request, body: bytes) -> Identity | None:
     if len(named) > LONGEST_KEY or not named.isprintable():
         raise InvalidRequest(f"The Idempotency-Key must be printable, and {LONGEST_KEY} characters at most.")
     made = hashlib.blake2b(request.path.encode(), digest_size=16)
-    made.update(chat_header(request).encode("utf-8", "backslashreplace") + b"\n" + body)
-    digest, owner = made.digest(), request[keys.NOTES].owner or ANYBODY
+    named_chat = "\n".join(request.headers.get(name, "") for name in CHAT_HEADERS)
+    made.update(named_chat.encode("utf-8", "backslashreplace") + b"\n")
+    await taken_apart(body, made.update)
+    digest, owner = made.digest(), owner_of(request)
     if named:
         key = hashlib.blake2b(named.encode("utf-8", "backslashreplace"), digest_size=32).hexdigest()
         return Identity(owner, f"key {key}", digest, is_explicit=True)
     return Identity(owner, f"sdk {digest.hex()}", digest, is_explicit=False, is_retry=count not in ("", "0"))
 
 
-def chat_header(request: web.Request) -> str:
-    """Return what the headers say of the chat."""
-    return "\n".join(request.headers.get(name, "") for name in ("X-Letta-Chat-Key", "X-OpenWebUI-Chat-Id"))
+def owner_of(request: web.Request) -> str:
+    """Return who asks, by the credential."""
+    return request[keys.NOTES].owner or ANYBODY
+
+
+async def taken_apart(body: bytes, take_apart: Callable[[bytes], T]) -> T:
+    """Return what a body says, read in a thread where that would hold the loop."""
+    return await asyncio.to_thread(take_apart, body) if len(body) > OFF_LOOP else take_apart(body)
 
 
 # The turn ------------------------------------------------------------------------------------------------------------
@@ -291,7 +302,7 @@ class Producer:
 
 def _asker(request: web.Request, ask: Ask) -> Asker:
     return Asker(
-        owner=request[keys.NOTES].owner or ANYBODY,
+        owner=owner_of(request),
         client=request.headers.get("User-Agent", "").partition("/")[0][:LONGEST_CLIENT],
         agent_id="",
         chat=chat_of(request.headers, ask),

@@ -1,10 +1,9 @@
 """``/v1/responses``: an agent's turn as a response, and the responses that were stored."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -13,7 +12,7 @@ from gateway import keys
 from gateway.conversations.chats import ChatTurn
 from gateway.conversations.responses import StoredResponse
 from gateway.errors import InvalidRequest, ResponseNotFound
-from gateway.handlers.answering import ANYBODY, Asked, answer, identity_of
+from gateway.handlers.answering import Asked, answer, identity_of, owner_of, taken_apart
 from gateway.translation.ask import Ask
 from gateway.translation.responses_answer import ResponseAnswer, response_of
 from gateway.translation.responses_input_items import input_items, listed
@@ -23,10 +22,10 @@ from gateway.translation.responses_stored import output_of, said_before
 from gateway.translation.responses_stream import ResponsesStream
 from gateway.translation.responses_types import DeletedResponse, Item, ResponsesRequest
 
-OFF_LOOP: Final = 262_144
-"""Bytes from which a request is taken apart in a thread."""
 LONGEST_CHAIN: Final = 500
 """Responses that one may follow, each the one before."""
+
+Translation = TypeVar("Translation", ResponsesStream, ResponseAnswer)
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -35,12 +34,12 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Answer one request for a response."""
     arrived = time.monotonic()
     body = await request[keys.BODY].read()
-    asked = await asyncio.to_thread(decode, body) if len(body) > OFF_LOOP else decode(body)
+    asked = await taken_apart(body, decode)
     answering = Answering(request, asked)
     ask = await answering.ask()
     return await answer(
         request,
-        Asked(ask, identity_of(request, body), arrived, answering if answering.is_stored else None),
+        Asked(ask, await identity_of(request, body), arrived, answering if answering.is_stored else None),
         answering.stream,
         answering.whole,
     )
@@ -61,7 +60,7 @@ async def list_input_items(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Delete a stored response."""
     response_id = request.match_info["response"]
-    if not await request.app[keys.RESPONSES].delete(_owner(request), response_id):
+    if not await request.app[keys.RESPONSES].delete(owner_of(request), response_id):
         raise ResponseNotFound(response_id)
     return web.Response(body=_encode(DeletedResponse(response_id)), content_type="application/json")
 
@@ -69,10 +68,10 @@ async def delete(request: web.Request) -> web.Response:
 async def cancel(request: web.Request) -> web.Response:
     """Cancel a response that is under way; whoever listens to it is told."""
     response_id = request.match_info["response"]
-    if not await request.app[keys.ATTEMPTS].cancel(_owner(request), response_id):
+    if not await request.app[keys.ATTEMPTS].cancel(owner_of(request), response_id):
         await _stored(request)
         raise InvalidRequest("This response has ended already: there is nothing to cancel.", param="response_id")
-    stored = await request.app[keys.RESPONSES].find(_owner(request), response_id)
+    stored = await request.app[keys.RESPONSES].find(owner_of(request), response_id)
     if stored is None:
         raise ResponseNotFound(response_id)
     return web.Response(body=stored.response, content_type="application/json")
@@ -85,7 +84,7 @@ class Answering:
         self.id = f"resp_{uuid.uuid4().hex}"
         self.is_stored = asked.store is not False
         self._responses = request.app[keys.RESPONSES]
-        self._owner = _owner(request)
+        self._owner = owner_of(request)
         self._asked = asked
         self._echo = echo_of(asked)
         self._namespaced = namespaced(asked)
@@ -104,18 +103,14 @@ class Answering:
 
     def stream(self) -> ResponsesStream:
         """Return the translation of a streamed answer."""
-        self._answer = made = ResponsesStream(
-            response_id=self.id,
-            created=self._created,
-            echo=self._echo,
-            tool_activity=True,
-            namespaced=self._namespaced,
-        )
-        return made
+        return self._made(ResponsesStream)
 
     def whole(self) -> ResponseAnswer:
         """Return the translation of a whole answer."""
-        self._answer = made = ResponseAnswer(
+        return self._made(ResponseAnswer)
+
+    def _made(self, kind: type[Translation]) -> Translation:
+        self._answer = made = kind(
             response_id=self.id,
             created=self._created,
             echo=self._echo,
@@ -167,11 +162,7 @@ class Answering:
 
 async def _stored(request: web.Request) -> StoredResponse:
     response_id = request.match_info["response"]
-    stored = await request.app[keys.RESPONSES].find(_owner(request), response_id)
+    stored = await request.app[keys.RESPONSES].find(owner_of(request), response_id)
     if stored is None:
         raise ResponseNotFound(response_id)
     return stored
-
-
-def _owner(request: web.Request) -> str:
-    return request[keys.NOTES].owner or ANYBODY
