@@ -1,11 +1,25 @@
 """What msgspec says of a request that does not fit -> OpenAI's wording, with the field's path."""
 
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from gateway.errors import InvalidRequest
 
+T = TypeVar("T")
+
 MAX_SHOWN: Final = 200
 """Characters of the request that an error message may show."""
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Return what a body that is known to be JSON says; raises ``InvalidRequest`` naming the first field at fault."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise field_error(str(error)) from None
+    except RecursionError:
+        raise InvalidRequest("The request's body is nested too deeply: flatten it.", code="invalid_json") from None
 
 
 def field_error(message: str) -> InvalidRequest:

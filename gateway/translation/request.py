@@ -23,7 +23,7 @@ from gateway.translation.agent_turn import (
     UserSaid,
 )
 from gateway.translation.ask import Ask, Named, OutputSchema, ToolChoice
-from gateway.translation.field_errors import field_error
+from gateway.translation.field_errors import decoded
 from gateway.translation.openai_types import (
     AssistantMessage,
     AudioPart,
@@ -57,12 +57,7 @@ def decode(body: bytes) -> ChatCompletionRequest:
 
     Raises ``InvalidRequest`` with the path of the first field that is missing or wrong.
     """
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise field_error(str(error)) from None
-    except RecursionError:
-        raise InvalidRequest("The request's body is nested too deeply: flatten it.", code="invalid_json") from None
+    return decoded(_DECODER, body)
 
 
 def ask_of(request: ChatCompletionRequest) -> Ask:

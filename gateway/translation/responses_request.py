@@ -13,7 +13,7 @@ from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.translation import content
 from gateway.translation.agent_turn import Instructed, Said, Text, UserSaid
 from gateway.translation.ask import Ask, OutputSchema
-from gateway.translation.field_errors import field_error
+from gateway.translation.field_errors import decoded
 from gateway.translation.responses_items import read_items, transcript
 from gateway.translation.responses_names import FunctionName
 from gateway.translation.responses_tools import choose, read_tools
@@ -38,12 +38,7 @@ def decode(body: bytes) -> ResponsesRequest:
 
     Raises ``InvalidRequest`` with the path of the first field that is missing or wrong.
     """
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise field_error(str(error)) from None
-    except RecursionError:
-        raise InvalidRequest("The request's body is nested too deeply: flatten it.", code="invalid_json") from None
+    return decoded(_DECODER, body)
 
 
 def ask_of(request: ResponsesRequest, *, before: tuple[Said, ...] = (), known: Mapping[str, Item] | None = None) -> Ask:
