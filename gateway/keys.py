@@ -2,11 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 from aiohttp import web
 
+from gateway.accounts import credentials
+from gateway.accounts.agents import PersonalAgents
+from gateway.accounts.billing.protocol import Billing
+from gateway.accounts.export import Export
+from gateway.accounts.history import History
+from gateway.accounts.identity.protocol import IdentityProvider
+from gateway.accounts.own_agents import OwnAgents
+from gateway.accounts.profiles import Profiles
+from gateway.accounts.registration import Registration
+from gateway.accounts.usage import UsageReports
+from gateway.accounts.user_keys import UserKeys
 from gateway.conversations.attempts import Attempts
 from gateway.conversations.chats import Chats
 from gateway.conversations.responses import Responses
@@ -20,8 +31,49 @@ from gateway.settings import Settings
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 
-Access = Literal["api", "open", "operator"]
-"""Who may call a route: holders of an API key, everybody, or the operator and trusted networks."""
+Access = Literal["api", "open", "operator", "user", "admin"]
+"""Who may call a route: holders of an API key, everybody, the operator and trusted networks, users by an access token,
+or the operator by the operator key alone."""
+
+
+Caller: TypeAlias = credentials.Caller
+"""Who asks, by the credential alone."""
+
+
+class Credentials(Protocol):
+    """Who knows the users' credentials."""
+
+    async def caller_of_key(self, key: str) -> Caller | None:
+        """Return whose personal key this is; None where it is nobody's. Raises ``StorageUnavailable``."""
+        ...
+
+    async def caller_of_token(self, token: str) -> Caller:
+        """Return whose access token this is; raises a 401 of the tree, or ``StorageUnavailable``."""
+        ...
+
+    def forget(self, user_id: str) -> None:
+        """Look at a user again before the next answer: something of theirs was changed or deleted."""
+        ...
+
+
+class Accounts(Protocol):
+    """What is done about users beside requests."""
+
+    async def start(self) -> None:
+        """Settle what gateways that are no more left behind; raises ``StorageUnavailable``."""
+        ...
+
+    async def sweep(self, now: float) -> None:
+        """Do what is done now and then; ``now`` is in UTC seconds. Raises ``StorageUnavailable``."""
+        ...
+
+    async def end(self) -> None:
+        """Write down what is not written yet, once no turn is held."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections to other services."""
+        ...
 
 
 class RequestNotes(msgspec.Struct):
@@ -75,8 +127,24 @@ LOCAL: web.AppKey[LocalLetta | None] = web.AppKey("local")
 ACCESS: web.AppKey[Callable[[web.Request], Access]] = web.AppKey("access")
 IS_OPERATOR: web.AppKey[Callable[[web.Request], bool]] = web.AppKey("is_operator")
 
+CREDENTIALS: web.AppKey[Credentials] = web.AppKey("credentials")
+IDENTITY: web.AppKey[IdentityProvider] = web.AppKey("identity")
+BILLING: web.AppKey[Billing] = web.AppKey("billing")
+PROFILES = web.AppKey("profiles", Profiles)
+REGISTRATION = web.AppKey("registration", Registration)
+PERSONAL_AGENTS = web.AppKey("personal_agents", PersonalAgents)
+OWN_AGENTS = web.AppKey("own_agents", OwnAgents)
+HISTORY = web.AppKey("history", History)
+EXPORT = web.AppKey("export", Export)
+USAGE = web.AppKey("usage", UsageReports)
+USER_KEYS = web.AppKey("user_keys", UserKeys)
+ACCOUNTS: web.AppKey[Accounts] = web.AppKey("accounts")
+
 REQUEST_ID = web.RequestKey("request_id", str)
 NOTES = web.RequestKey("notes", RequestNotes)
+CALLER = web.RequestKey("caller", Caller)
+ACCESS_TOKEN = web.RequestKey("access_token", str)
+"""By what a user came in, for the identity service's own ear."""
 RESPONSE_HEADERS = web.RequestKey("response_headers", dict[str, str])
 """Headers that go out with the answer, whoever makes it, streams included."""
 BODY: web.RequestKey[JsonBody] = web.RequestKey("body")

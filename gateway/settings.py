@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -50,6 +51,21 @@ class Setting(Struct, frozen=True):
 
 def _row(env: str, help: str, *aliases: str, secret: bool = False) -> Meta:  # noqa: A002 - the table's own column
     return Meta(extra={"row": Row(env, help, aliases, secret)})
+
+
+class Price(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model's tokens cost, in US dollars per million; ``cached`` of the prompt, None: as the rest of it."""
+
+    prompt: Annotated[float, Meta(ge=0, le=1_000_000)]
+    completion: Annotated[float, Meta(ge=0, le=1_000_000)]
+    cached: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
+
+
+class Budget(Struct, frozen=True):
+    """What may be spent in a period of UTC's calendar, in millionths of a US dollar."""
+
+    micros: int
+    period: Literal["day", "month", "total"]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -121,13 +137,21 @@ class Settings(Struct, frozen=True, kw_only=True):
             secret=True,
         ),
     ] = ""
+    secret_key: Annotated[
+        str,
+        _row(
+            "SECRET_KEY",
+            "At least 32 characters from which tokens and stored secrets get their keys; none: made at first start.",
+            secret=True,
+        ),
+    ] = ""
     api_keys: Annotated[
         tuple[str, ...],
         _row("LETTA_GATEWAY_API_KEYS", "API keys of clients, comma-separated; none: loopback only.", secret=True),
     ] = ()
     operator_key: Annotated[
         str,
-        _row("LETTA_GATEWAY_OPERATOR_KEY", "Key for /metrics and the details of /ready.", secret=True),
+        _row("LETTA_GATEWAY_OPERATOR_KEY", "Key for /api/v1/admin, /metrics and the details of /ready.", secret=True),
     ] = ""
     trusted_networks: Annotated[
         tuple[str, ...],
@@ -212,6 +236,60 @@ class Settings(Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=0, le=3_600)],
         _row("LETTA_GATEWAY_MODELS_TTL", "Seconds the list of agents is kept."),
     ] = 10.0
+    registration: Annotated[
+        Literal["auto", "open", "closed"],
+        _row("LETTA_GATEWAY_REGISTRATION", "Whether users may register themselves; auto: on loopback alone."),
+    ] = "auto"
+    identity: Annotated[
+        Literal["local", "supabase"],
+        _row("LETTA_GATEWAY_IDENTITY", "Who knows the users' passwords: the gateway, or Supabase Auth."),
+    ] = "local"
+    supabase_url: Annotated[
+        str, _row("SUPABASE_URL", "The Supabase project, as https://project.supabase.co; its Auth is below it.")
+    ] = ""
+    supabase_anon_key: Annotated[
+        str, _row("SUPABASE_ANON_KEY", "The project's anonymous (publishable) key.", secret=True)
+    ] = ""
+    supabase_service_key: Annotated[
+        str,
+        _row("SUPABASE_SERVICE_KEY", "The project's service (secret) key, to delete and block users.", secret=True),
+    ] = ""
+    supabase_jwt_secret: Annotated[
+        str,
+        _row("SUPABASE_JWT_SECRET", "The project's HS256 secret; none: its tokens are checked by JWKS.", secret=True),
+    ] = ""
+    supabase_jwt_issuer: Annotated[
+        str, _row("SUPABASE_JWT_ISSUER", "The issuer that the project's tokens must name; none: not checked.")
+    ] = ""
+    billing: Annotated[
+        Literal["local", "litellm"],
+        _row("LETTA_GATEWAY_BILLING", "Who counts users' costs: the gateway by its prices, or a LiteLLM proxy."),
+    ] = "local"
+    litellm_base_url: Annotated[
+        str, _row("LITELLM_BASE_URL", "The LiteLLM proxy, as the gateway and Letta reach it.")
+    ] = ""
+    litellm_master_key: Annotated[str, _row("LITELLM_MASTER_KEY", "The LiteLLM proxy's master key.", secret=True)] = ""
+    prices: Annotated[
+        dict[str, Price],
+        _row(
+            "LETTA_GATEWAY_PRICES",
+            'US dollars per million tokens, by model or "*": {"openai/gpt-4o": {"prompt": 2.5, "completion": 10}}.',
+        ),
+    ] = {}
+    user_budget: Annotated[
+        str,
+        _row("LETTA_GATEWAY_USER_BUDGET", "US dollars a user may spend, as 5/month, 0.5/day or 20/total; none: any."),
+    ] = ""
+    user_model: Annotated[
+        str, _row("LETTA_GATEWAY_USER_MODEL", "Model handle of users' agents; none: Letta's own default.")
+    ] = ""
+    user_embedding: Annotated[
+        str, _row("LETTA_GATEWAY_USER_EMBEDDING", "Embedding handle of users' agents (V1); none: Letta's own default.")
+    ] = ""
+    user_tools: Annotated[
+        tuple[str, ...],
+        _row("LETTA_GATEWAY_USER_TOOLS", "Tools of users' agents on Letta; what the server does not have is left out."),
+    ] = ("core_memory_append", "core_memory_replace", "archival_memory_insert", "archival_memory_search")
     middleware: Annotated[
         tuple[str, ...],
         _row("LETTA_GATEWAY_MIDDLEWARE", "The middleware chain by name, outermost first; none: the default one."),
@@ -362,10 +440,14 @@ def _check(settings: Settings) -> None:
     if settings.letta_base_url:
         _check_url(settings.letta_base_url)
     _check_notations(settings)
+    _check_accounts(settings)
     for name, keys in (
         ("LETTA_API_KEY", (settings.letta_api_key,)),
         ("LETTA_GATEWAY_API_KEYS", settings.api_keys),
         ("LETTA_GATEWAY_OPERATOR_KEY", (settings.operator_key,)),
+        ("SUPABASE_ANON_KEY", (settings.supabase_anon_key,)),
+        ("SUPABASE_SERVICE_KEY", (settings.supabase_service_key,)),
+        ("LITELLM_MASTER_KEY", (settings.litellm_master_key,)),
     ):
         if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
             raise SettingError(f"{name} is wrong: a key is printable ASCII without spaces.")
@@ -392,6 +474,46 @@ def _check_notations(settings: Settings) -> None:
         parts = urlsplit(origin)
         if not parts.scheme or not parts.netloc or parts.path or parts.query or parts.fragment:
             raise SettingError(f"LETTA_GATEWAY_CORS_ORIGINS is wrong: {origin!r} is not like https://app.example.com.")
+
+
+SHORTEST_SECRET: Final = 32
+_BUDGET: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)/(day|month|total)")
+
+
+def _check_accounts(settings: Settings) -> None:
+    if settings.secret_key and len(settings.secret_key) < SHORTEST_SECRET:
+        raise SettingError(f"SECRET_KEY is wrong: give it {SHORTEST_SECRET} characters at least, made at random.")
+    if settings.user_budget:
+        budget_of(settings.user_budget)
+    if settings.identity == "supabase":
+        _check_web_url("SUPABASE_URL", settings.supabase_url)
+        if not settings.supabase_anon_key:
+            raise SettingError("SUPABASE_ANON_KEY is needed with LETTA_GATEWAY_IDENTITY=supabase.")
+    if settings.billing == "litellm":
+        _check_web_url("LITELLM_BASE_URL", settings.litellm_base_url)
+        if not settings.litellm_master_key or not settings.user_model:
+            raise SettingError(
+                "LITELLM_MASTER_KEY and LETTA_GATEWAY_USER_MODEL are needed with LETTA_GATEWAY_BILLING=litellm."
+            )
+
+
+def budget_of(text: str) -> Budget:
+    """Read a budget as ``5/month``; raises ``SettingError``."""
+    found = _BUDGET.fullmatch(text)
+    if found is None:
+        raise SettingError(f"LETTA_GATEWAY_USER_BUDGET is wrong: {text!r} is not like 5/month, 0.5/day or 20/total.")
+    return msgspec.convert({"micros": int(Decimal(found[1]) * 1_000_000), "period": found[2]}, Budget)
+
+
+def _check_web_url(name: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_fit = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_fit = is_fit and not (parts.query or parts.fragment or parts.username or parts.password)
+    except ValueError:
+        is_fit = False
+    if not is_fit:
+        raise SettingError(f"{name} is wrong: expected a URL like https://host.example.com, without a password in it.")
 
 
 def _check_url(url: str) -> None:

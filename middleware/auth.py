@@ -1,12 +1,14 @@
-"""Lets in who may: API keys for the API, the operator for operations; without keys this machine alone.
+"""Lets in who may: API keys for the API, access tokens for the platform, the operator for operations.
 
-With no key configured the gateway listens on loopback only, and a web page open on the same machine must not drive the
-agent: foreign ``Host`` headers (DNS rebinding) and foreign ``Origin`` headers are refused.
+Personal keys of users are told from the operator's own by their beginning. With no key configured the gateway listens
+on loopback only, and a web page open on the same machine must not drive the agent: foreign ``Host`` headers (DNS
+rebinding) and foreign ``Origin`` headers are refused.
 """
 
 import hashlib
 import hmac
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -19,25 +21,102 @@ from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
 OWNER_DIGITS: Final = 12
 
 
+PERSONAL: Final = "sk-lg-"
+"""What users' personal keys begin with."""
+
+
 def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
     """Return the middleware."""
     _ = config
-    known = KeyRing(settings.api_keys)
+    doors: dict[keys.Access, Door] = {
+        "api": api_door(settings.api_keys),
+        "user": user_door,
+        "operator": operator_door,
+        "admin": admin_door(settings.operator_key),
+    }
     origins = frozenset(settings.cors_origins)
 
     @web.middleware
     async def auth(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not settings.api_keys:
+        access = request.app[keys.ACCESS](request)
+        caller = await doors[access](request) if access in doors else None
+        if caller is not None:
+            request[keys.CALLER] = caller
+            request[keys.NOTES].owner = caller.owner
+        elif not settings.api_keys:
             _refuse_foreign(request, origins)
             _refuse_forwarded(request)
-        access = request.app[keys.ACCESS](request)
-        if access == "operator" and not request.app[keys.IS_OPERATOR](request):
-            raise Forbidden("This is for the operator: send the operator key, or ask from a trusted network.")
-        if access == "api" and settings.api_keys:
-            request[keys.NOTES].owner = known.owner(credential(request))
         return await handler(request)
 
     return auth
+
+
+Door: TypeAlias = Callable[[web.Request], Awaitable[keys.Caller | None]]
+"""Returns whose credential a request carries, or None where it needs none; raises a 401 or 403 of the tree."""
+
+
+def api_door(api_keys: tuple[str, ...]) -> Door:
+    """Return the door of the OpenAI surface: the operator's keys, and users' own; without keys everybody here."""
+    known = KeyRing(api_keys)
+
+    async def door(request: web.Request) -> keys.Caller | None:
+        given = credential(request)
+        if given is not None and given.startswith(PERSONAL):
+            caller = await request.app[keys.CREDENTIALS].caller_of_key(given)
+            if caller is None:
+                raise AuthenticationFailed
+            return caller
+        return keys.Caller(known.owner(given)) if api_keys else None
+
+    return door
+
+
+async def user_door(request: web.Request) -> keys.Caller | None:
+    """Let users in by their access tokens."""
+    given = credential(request)
+    if given is None:
+        raise AuthenticationFailed(
+            "You didn't provide an access token. POST /api/v1/auth/login gives one: send it as 'Authorization: Bearer "
+            "<token>'."
+        )
+    caller = await request.app[keys.CREDENTIALS].caller_of_token(given)
+    request[keys.ACCESS_TOKEN] = given
+    return caller
+
+
+async def operator_door(request: web.Request) -> keys.Caller | None:
+    """Let the operator in, and trusted networks."""
+    if not request.app[keys.IS_OPERATOR](request):
+        raise Forbidden("This is for the operator: send the operator key, or ask from a trusted network.")
+    return None
+
+
+def admin_door(operator_key: str) -> Door:
+    """Return the door of administration: the operator key, from wherever it comes."""
+
+    async def door(request: web.Request) -> keys.Caller | None:
+        given = credential(request)
+        if not operator_key:
+            raise Forbidden("Administration is closed: set LETTA_GATEWAY_OPERATOR_KEY, then send that key.")
+        if given is None:
+            raise AuthenticationFailed(
+                "This is for the operator: send the operator key as 'Authorization: Bearer <key>'."
+            )
+        if not holds(operator_key, given):
+            raise Forbidden("This is for the operator: send the operator key.")
+        return OPERATOR
+
+    return door
+
+
+OPERATOR: Final = keys.Caller("operator")
+
+
+def holds(operator_key: str, given: str | None) -> bool:
+    """Tell whether what is given is the operator key."""
+    if not operator_key or given is None:
+        return False
+    return hmac.compare_digest(operator_key.encode(), given.encode("utf-8", "surrogateescape"))
 
 
 class KeyRing:

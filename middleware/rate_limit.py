@@ -15,6 +15,8 @@ from gateway.errors import RateLimited
 from gateway.settings import Settings
 from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
 
+LIMITED: Final = frozenset({"api", "user"})
+"""Whose routes are limited: those that come by a credential; the others have limits of their own, or need none."""
 IPV6_PREFIX: Final = 64
 """Bits of an IPv6 address that are one client: whoever has one address has its whole /64."""
 
@@ -63,7 +65,7 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
 
     @web.middleware
     async def rate_limit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.app[keys.ACCESS](request) != "api":
+        if request.app[keys.ACCESS](request) not in LIMITED:
             return await handler(request)
         notes = request[keys.NOTES]
         shares = [(limit, bucket) for limit in allowed for bucket in _buckets(notes)]

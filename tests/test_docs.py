@@ -94,9 +94,8 @@ def test_examples_can_be_read() -> None:
 
 
 def test_bodies_in_the_curl_examples_are_json() -> None:
-    bodies = re.findall(r"-d '(.*?)'", README)
-    assert len(bodies) >= 4
-    assert all("messages" in json.loads(body) for body in bodies)
+    bodies = [json.loads(body) for body in re.findall(r"-d '(.*?)'", README)]
+    assert len([body for body in bodies if "messages" in body]) >= 4
 
 
 def test_readme_names_every_error_code() -> None:

@@ -29,3 +29,9 @@ def test_names_are_told_apart() -> None:
 def test_notes_begin_empty() -> None:
     """What nobody told does not stand in the log."""
     assert set(msgspec.structs.asdict(keys.RequestNotes()).values()) == {None}
+
+
+def test_caller_is_known_by_the_credential_alone() -> None:
+    user = keys.Caller("user-1", "user-1", key_id="key-1")
+    assert (user.owner, user.user_id, user.key_id, user.session_id) == ("user-1", "user-1", "key-1", None)
+    assert keys.Caller("local").user_id is None

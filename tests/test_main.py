@@ -1,5 +1,6 @@
 import os
 import signal
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_settings_are_listed_without_any_being_right(tmp_path: Path, monkeypatch
     assert result.exit_code == 0
     for name in ("LETTA_BASE_URL", "LETTA_GATEWAY_PORT", "LETTA_GATEWAY_MIDDLEWARE_CONFIG"):
         assert name in result.stdout
+
+
+def test_description_of_the_api_is_written_without_any_setting_being_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["check", "--openapi"], env=CLEAN)
+    assert result.exit_code == 0
+    assert result.stdout_bytes == files("gateway").joinpath("openapi.json").read_bytes()
 
 
 def test_config_file_that_is_not_there(tmp_path: Path) -> None:

@@ -6,11 +6,32 @@ import msgspec
 import pytest
 
 from gateway import settings as module
-from gateway.settings import LETTA_CLOUD, Setting, SettingError, Settings, is_loopback, load, show_value, table
+from gateway.settings import (
+    LETTA_CLOUD,
+    Budget,
+    Price,
+    Setting,
+    SettingError,
+    Settings,
+    budget_of,
+    is_loopback,
+    load,
+    show_value,
+    table,
+)
 
 LETTA = {"LETTA_BASE_URL": "http://127.0.0.1:8283"}
 TOML_LETTA = 'letta_base_url = "http://127.0.0.1:8283"\n'
 CANARY = "sk-canary-7f3a"
+SECRET = "0123456789abcdef0123456789abcdef"
+SUPABASE = {"SUPABASE_URL": "https://project.supabase.co", "SUPABASE_ANON_KEY": "anon"}
+LITELLM = {
+    "LITELLM_BASE_URL": "http://litellm:4000",
+    "LITELLM_MASTER_KEY": "sk-master",
+    "LETTA_GATEWAY_USER_MODEL": "openai/gpt-4o",
+}
+NEEDS = {"identity": SUPABASE, "billing": LITELLM}
+"""What must be set beside a setting's other value."""
 
 # Of every setting: a value other than its default, as the environment writes it.
 OTHER: dict[str, tuple[str, Any]] = {
@@ -31,6 +52,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "metrics_port": ("9091", 9091),
     "home": ("/var/lib/letta-gateway", "/var/lib/letta-gateway"),
     "database_url": ("postgresql://me@db/gateway", "postgresql://me@db/gateway"),
+    "secret_key": (SECRET, SECRET),
     "api_keys": ("key-1, key-2,", ("key-1", "key-2")),
     "operator_key": ("op-key", "op-key"),
     "trusted_networks": ("10.0.0.0/8,::1", ("10.0.0.0/8", "::1")),
@@ -57,6 +79,24 @@ OTHER: dict[str, tuple[str, Any]] = {
     "queue_wait": ("1.5", 1.5),
     "max_turns": ("7", 7),
     "models_ttl": ("0", 0.0),
+    "registration": ("open", "open"),
+    "identity": ("supabase", "supabase"),
+    "supabase_url": ("https://project.supabase.co", "https://project.supabase.co"),
+    "supabase_anon_key": ("sb_publishable_1", "sb_publishable_1"),
+    "supabase_service_key": ("sb_secret_1", "sb_secret_1"),
+    "supabase_jwt_secret": ("a secret with blanks", "a secret with blanks"),
+    "supabase_jwt_issuer": ("https://project.supabase.co/auth/v1", "https://project.supabase.co/auth/v1"),
+    "billing": ("litellm", "litellm"),
+    "litellm_base_url": ("http://litellm:4000", "http://litellm:4000"),
+    "litellm_master_key": ("sk-master", "sk-master"),
+    "prices": (
+        '{"*":{"prompt":2.5,"completion":10,"cached":1.25}}',
+        {"*": Price(prompt=2.5, completion=10, cached=1.25)},
+    ),
+    "user_budget": ("5/month", "5/month"),
+    "user_model": ("openai/gpt-4o", "openai/gpt-4o"),
+    "user_embedding": ("openai/text-embedding-3-small", "openai/text-embedding-3-small"),
+    "user_tools": ("web_search,run_code", ("web_search", "run_code")),
     "middleware": ("request_id,my_own", ("request_id", "my_own")),
     "middleware_config": ('{"my_own":{"depth":2}}', {"my_own": {"depth": 2}}),
 }
@@ -83,7 +123,10 @@ def toml_value(value: Any) -> str:
         case tuple():
             return f"[{', '.join(map(toml_value, value))}]"
         case dict():
-            return f"{{ {', '.join(f'{name} = {toml_value(inner)}' for name, inner in value.items())} }}"
+            inner = ", ".join(f"{toml_value(name)} = {toml_value(item)}" for name, item in value.items())
+            return f"{{ {inner} }}"
+        case Price():
+            return toml_value(msgspec.structs.asdict(value))
         case _:
             return msgspec.json.encode(value).decode()
 
@@ -109,7 +152,9 @@ def test_every_setting_is_tried_here() -> None:
 @every_setting
 def test_row_has_a_name_and_a_help(setting: Setting) -> None:
     assert re.fullmatch(
-        r"(LETTA|ENVIRONMENT|LOG_LEVEL|(OPENAI|ANTHROPIC|OPENROUTER|OLLAMA|LMSTUDIO)_)[A-Z_]*", setting.row.env
+        r"(LETTA|ENVIRONMENT|LOG_LEVEL|SECRET_KEY|(OPENAI|ANTHROPIC|OPENROUTER|OLLAMA|LMSTUDIO|SUPABASE|LITELLM)_)"
+        r"[A-Z_]*",
+        setting.row.env,
     )
     assert setting.row.help.endswith(".")
     assert len(setting.row.help) < 120
@@ -169,7 +214,8 @@ def test_defaults_are_those_of_the_readme() -> None:
 @every_setting
 def test_from_the_environment(setting: Setting) -> None:
     raw, value = OTHER[setting.field]
-    assert getattr(load({**LETTA, setting.row.env: raw}), setting.field) == value
+    needed = {**LETTA, **NEEDS.get(setting.field, {})}
+    assert getattr(load({**needed, setting.row.env: raw}), setting.field) == value
     assert value != setting.default
 
 
@@ -178,7 +224,8 @@ def test_from_a_file_that_the_environment_names(setting: Setting, tmp_path: Path
     raw, value = OTHER[setting.field]
     secret = tmp_path / "secret"
     secret.write_text(f"{raw}\n")
-    environ = {name: text for name, text in LETTA.items() if name != setting.row.env}
+    needed = {**LETTA, **NEEDS.get(setting.field, {})}
+    environ = {name: text for name, text in needed.items() if name != setting.row.env}
     assert getattr(load({**environ, f"{setting.row.env}_FILE": str(secret)}), setting.field) == value
 
 
@@ -187,12 +234,13 @@ def test_from_toml_and_the_environment_over_it(setting: Setting, tmp_path: Path)
     raw, value = OTHER[setting.field]
     line = f"{setting.field} = {toml_value(value)}\n"
     config = toml(tmp_path, line if setting.field == "letta_base_url" else TOML_LETTA + line)
-    assert getattr(load({}), setting.field) == value
-    assert getattr(load({}, config), setting.field) == value
+    needed = NEEDS.get(setting.field, {})
+    assert getattr(load(needed), setting.field) == value
+    assert getattr(load(needed, config), setting.field) == value
     default = show_value(setting.default) or LETTA["LETTA_BASE_URL"]
     if setting.default not in ("", (), {}):
-        assert getattr(load({setting.row.env: default}), setting.field) == setting.default
-    assert getattr(load({setting.row.env: raw}), setting.field) == value
+        assert getattr(load({**needed, setting.row.env: default}), setting.field) == setting.default
+    assert getattr(load({**needed, setting.row.env: raw}), setting.field) == value
 
 
 def test_alias_and_the_name_over_it() -> None:
@@ -286,6 +334,25 @@ def test_app_server_may_be_named_by_its_socket(url: str) -> None:
         ("LETTA_GATEWAY_SERVER_TOOLS", '["Bash"]'),
         ("LETTA_GATEWAY_SERVER_TOOLS", '{"Milo": "Bash"}'),
         ("LETTA_GATEWAY_SERVER_TOOLS", '{"Milo": [1]}'),
+        ("SECRET_KEY", "short"),
+        ("SECRET_KEY", SECRET[:-1]),
+        ("LETTA_GATEWAY_REGISTRATION", "yes"),
+        ("LETTA_GATEWAY_IDENTITY", "ldap"),
+        ("LETTA_GATEWAY_BILLING", "none"),
+        ("LETTA_GATEWAY_PRICES", "2.5"),
+        ("LETTA_GATEWAY_PRICES", '{"*":2.5}'),
+        ("LETTA_GATEWAY_PRICES", '{"*":{"prompt":2.5}}'),
+        ("LETTA_GATEWAY_PRICES", '{"*":{"prompt":-1,"completion":10}}'),
+        ("LETTA_GATEWAY_PRICES", '{"*":{"prompt":1e9,"completion":10}}'),
+        ("LETTA_GATEWAY_PRICES", '{"*":{"prompt":1,"completion":1,"cache":1}}'),
+        ("LETTA_GATEWAY_USER_BUDGET", "5"),
+        ("LETTA_GATEWAY_USER_BUDGET", "-5/month"),
+        ("LETTA_GATEWAY_USER_BUDGET", "5/year"),
+        ("LETTA_GATEWAY_USER_BUDGET", "5 / month"),
+        ("LETTA_GATEWAY_USER_BUDGET", "1e3/month"),
+        ("LETTA_GATEWAY_USER_BUDGET", "0.0000001/month"),
+        ("LETTA_GATEWAY_USER_BUDGET", "nan/month"),
+        ("LETTA_GATEWAY_USER_BUDGET", "99999999999/month"),
         ("LETTA_BASE_URL", "letta:8283"),
         ("LETTA_BASE_URL", "ws://"),
         ("LETTA_BASE_URL", "ws://letta/?x=1"),
@@ -373,6 +440,10 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("LETTA_GATEWAY_API_KEYS", f"good,{CANARY} x"),
         ("LETTA_GATEWAY_API_KEYS", f"{CANARY}\tx"),
         ("LETTA_GATEWAY_OPERATOR_KEY", f"{CANARY}\u202e"),
+        ("SUPABASE_ANON_KEY", f"{CANARY} x"),
+        ("SUPABASE_SERVICE_KEY", f"{CANARY}\nx"),
+        ("LITELLM_MASTER_KEY", f"{CANARY}é"),
+        ("SECRET_KEY", CANARY),
         ("LETTA_BASE_URL", f"http://user:{CANARY}@letta:8283"),
         ("LETTA_BASE_URL", f"http://{CANARY}@letta:8283"),
         ("LETTA_BASE_URL", f"http://letta:8283/?key={CANARY}"),
@@ -401,6 +472,11 @@ def test_settings_show_no_secret(tmp_path: Path) -> None:
             "OPENAI_API_KEY": CANARY,
             "ANTHROPIC_API_KEY": CANARY,
             "OPENROUTER_API_KEY": CANARY,
+            "SECRET_KEY": CANARY * 3,
+            "SUPABASE_ANON_KEY": CANARY,
+            "SUPABASE_SERVICE_KEY": CANARY,
+            "SUPABASE_JWT_SECRET": CANARY,
+            "LITELLM_MASTER_KEY": CANARY,
         }
     )
     for shown in (repr(loaded), str(loaded), f"{loaded}", repr([loaded]), repr({"settings": loaded})):
@@ -413,6 +489,43 @@ def test_every_setting_that_names_a_key_is_a_secret() -> None:
     named = {s.field for s in SETTINGS if re.search(r"(key|keys|token|password|secret)$", s.field)}
     # A plug-in's configuration may hold anything.
     assert {s.field for s in SETTINGS if s.row.secret} == named | {"database_url", "middleware_config"}
+
+
+# Accounts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["", "project.supabase.co", "ftp://x", "https://", "https://x/?a=1", "https://u:p@x"])
+def test_services_of_accounts_have_addresses(url: str) -> None:
+    supabase = {**SUPABASE, "LETTA_GATEWAY_IDENTITY": "supabase", "SUPABASE_URL": url}
+    assert wrong(supabase).startswith("SUPABASE_URL is wrong: ")
+    litellm = {**LITELLM, "LETTA_GATEWAY_BILLING": "litellm", "LITELLM_BASE_URL": url}
+    assert wrong(litellm).startswith("LITELLM_BASE_URL is wrong: ")
+    assert load({**LETTA, "SUPABASE_URL": url, "LITELLM_BASE_URL": url}).identity == "local", "which nobody asks"
+
+
+def test_services_of_accounts_have_keys() -> None:
+    supabase = {**SUPABASE, "LETTA_GATEWAY_IDENTITY": "supabase", "SUPABASE_ANON_KEY": ""}
+    assert wrong(supabase).startswith("SUPABASE_ANON_KEY is needed")
+    for name in ("LITELLM_MASTER_KEY", "LETTA_GATEWAY_USER_MODEL"):
+        litellm = {**LITELLM, "LETTA_GATEWAY_BILLING": "litellm", name: ""}
+        assert wrong(litellm).startswith("LITELLM_MASTER_KEY and LETTA_GATEWAY_USER_MODEL are needed")
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("5/month", Budget(5_000_000, "month")),
+        ("0.5/day", Budget(500_000, "day")),
+        ("20/total", Budget(20_000_000, "total")),
+        ("0/day", Budget(0, "day")),
+        ("0.000001/day", Budget(1, "day")),
+        ("0.1/day", Budget(100_000, "day")),
+        ("999999999.999999/total", Budget(999_999_999_999_999, "total")),
+    ],
+)
+def test_budget_is_exact(text: str, budget: Budget) -> None:
+    assert budget_of(text) == budget
+    assert load({**LETTA, "LETTA_GATEWAY_USER_BUDGET": text}).user_budget == text
 
 
 # Who may be served ---------------------------------------------------------------------------------------------------

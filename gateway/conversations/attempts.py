@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from gateway.conversations.outcomes import MAX_BODY, Outcome, Outcomes
-from gateway.errors import GatewayError, IdempotencyConflict, OutcomeUnknown, StorageUnavailable
+from gateway.errors import ClientError, GatewayError, IdempotencyConflict, OutcomeUnknown, StorageUnavailable
 from gateway.tasks import TaskSet
 
 LINGER: Final = 0.6
@@ -64,11 +64,13 @@ class Attempt:
 
     ``pieces`` are kept where somebody may ask for them again; ``error`` is how it failed, and ``ending`` what a client
     that has begun to read is told of that. ``content_type`` is the answer's; ``is_complete`` is set by its producer.
+    One that ``is_heard_out`` goes on to its end though nobody listens.
     """
 
-    def __init__(self, content_type: str, identity: Identity | None = None) -> None:
+    def __init__(self, content_type: str, identity: Identity | None = None, *, is_heard_out: bool = False) -> None:
         self.content_type = content_type
         self.identity = identity
+        self._is_heard_out = is_heard_out
         self.pieces: list[bytes] = []
         self.size = 0
         self.error: GatewayError | None = None
@@ -95,6 +97,10 @@ class Attempt:
     def is_abandoned(self) -> bool:
         """Tell whether it ended without an outcome."""
         return self.over.is_set() and not self.is_complete
+
+    def may_be_repeated(self, error: GatewayError) -> bool:
+        """Tell whether the same request is a new one after this failure: nobody heard an answer, or the agent of it."""
+        return not self.begun and (error.should_retry is not False or isinstance(error, ClientError))
 
     def start(self, tasks: TaskSet, produce: Callable[["Attempt"], Coroutine[Any, Any, None]]) -> None:
         """Let the answer come to be, whoever listens."""
@@ -167,7 +173,7 @@ class Attempt:
             return
         self.listeners.remove(listener)
         self._look_for_only()
-        if self.listeners or self.over.is_set():
+        if self.listeners or self.over.is_set() or self._is_heard_out:
             return
         if self.identity is None or (self.begun and not self.identity.is_explicit):
             self._give_up()
@@ -262,7 +268,7 @@ class Attempts:
         if identity is None:
             return
         error = attempt.error
-        if not attempt.is_complete or (error is not None and error.should_retry is not False and not attempt.begun):
+        if not attempt.is_complete or (error is not None and attempt.may_be_repeated(error)):
             await self._forget(identity)
         elif identity.is_explicit:
             await self._keep(attempt)

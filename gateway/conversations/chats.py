@@ -13,6 +13,7 @@ import structlog
 
 from gateway.conversations.directory import Directory
 from gateway.conversations.divergence import instructions, split, spoken
+from gateway.conversations.metering import Payer
 from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.plans import (
     Continued,
@@ -26,9 +27,9 @@ from gateway.conversations.plans import (
     thread_of,
 )
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
-from gateway.conversations.turns import TurnRegistry
+from gateway.conversations.turns import HeldTurn, TurnRegistry
 from gateway.errors import AgentGone, ConversationGone, GatewayError, StorageUnavailable, ToolCallNotFound
-from gateway.letta.backend import AgentBackend, Ready, RunningTurn, Take
+from gateway.letta.backend import AgentBackend, Ready, Take
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Batch
@@ -49,20 +50,30 @@ class ChatPolicy(msgspec.Struct, frozen=True):
 
 
 class Asker(msgspec.Struct, frozen=True):
-    """Who asks whom: ``owner`` by the credential, ``client`` by the program; ``chat`` where one is named."""
+    """Who asks whom: ``payer`` by the credential, ``client`` by the program; ``chat`` where one is named.
 
-    owner: str
+    ``is_direct`` asks on the agent's own thread, whatever the policy says, and hears what its tools do as it is.
+    """
+
+    payer: Payer
     client: str
     agent_id: str
     chat: str | None = None
     is_background: bool = False
+    is_direct: bool = False
+
+    @property
+    def owner(self) -> str:
+        """Tell whose the chat is."""
+        return self.payer.owner
 
 
 class ChatTurn:
     """A turn that is open: what its client hears of it."""
 
-    def __init__(self, running: RunningTurn, plan: Plan, filters: Sequence[AnswerFilter]) -> None:
-        self._running = running
+    def __init__(self, held: HeldTurn, plan: Plan, filters: Sequence[AnswerFilter]) -> None:
+        self.id = held.id
+        self._running = held.running
         self._plan = plan
         self._filters = filters
 
@@ -126,7 +137,7 @@ class Chats:
         """Open the turn that a request asks for; raises what the registry and the backend raise."""
         tools, answering = _offered(ask)
         request = Request(
-            owner=asker.owner,
+            payer=asker.payer,
             client=asker.client,
             agent_id=asker.agent_id,
             transcript=await self._spoken(asker, ask),
@@ -135,17 +146,18 @@ class Chats:
             tools=tools,
             is_news=ask.is_news,
         )
-        filters = filters_of(ask, answering, shows_activity=self._policy.tool_activity == "reasoning")
+        shows_activity = self._policy.tool_activity == "reasoning" and not asker.is_direct
+        filters = filters_of(ask, answering, shows_activity=shows_activity)
         try:
             async with AsyncExitStack() as stack:
                 plan = await self._plan(asker, request)
                 try:
-                    running = await stack.enter_async_context(self._registry.turn(plan))
+                    held = await stack.enter_async_context(self._registry.turn(plan))
                 except ConversationGone:
                     await plan.forget()
                     plan = await self._plan(asker, request)
-                    running = await stack.enter_async_context(self._registry.turn(plan))
-                yield ChatTurn(running, plan, filters)
+                    held = await stack.enter_async_context(self._registry.turn(plan))
+                yield ChatTurn(held, plan, filters)
         except AgentGone:
             await self._desk.directory.forget_agent(asker.agent_id)
             raise
@@ -164,6 +176,8 @@ class Chats:
                 _log.warning("waiting call not given up", code=error.code)
 
     async def _plan(self, asker: Asker, request: Request) -> Plan:
+        if asker.is_direct:
+            return OwnThread(self._desk, request)
         waiting = await self._waiting(asker, request)
         if asker.is_background:
             return Throwaway(self._desk, request)

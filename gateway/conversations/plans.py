@@ -10,6 +10,7 @@ import structlog
 
 from gateway.conversations.directory import Directory, Pinned
 from gateway.conversations.divergence import DIGEST, digest, digests, split, unseen
+from gateway.conversations.metering import Payer
 from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.errors import GatewayError
@@ -39,7 +40,7 @@ _log: Final = structlog.get_logger("gateway.chats")
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks, ready to be put into a turn; ``wish`` is how it wants to be answered."""
 
-    owner: str
+    payer: Payer
     client: str
     agent_id: str
     transcript: tuple[Said, ...]
@@ -48,6 +49,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ClientTool, ...]
     is_news: bool = False
     """Whether the transcript is what is new, and the chat's conversation holds the rest."""
+
+    @property
+    def owner(self) -> str:
+        """Tell whose the chat is."""
+        return self.payer.owner
 
 
 class Desk(msgspec.Struct, frozen=True):
@@ -76,6 +82,11 @@ class Plan:
         self._is_inside = False
         self._is_noted = False
         self._has_returns = False
+
+    @property
+    def payer(self) -> Payer:
+        """Tell whom the turn is for."""
+        return self.request.payer
 
     @property
     def listens(self) -> bool:

@@ -13,7 +13,15 @@ from typing import Final, Literal, Protocol
 import msgspec
 import structlog
 
-from gateway.errors import ConversationBusy, GatewayError, Overloaded, ShuttingDown, StorageUnavailable
+from gateway.conversations.metering import Meter, Payer, TurnOutcome
+from gateway.errors import (
+    ConversationBusy,
+    GatewayError,
+    Overloaded,
+    ResponseCancelled,
+    ShuttingDown,
+    StorageUnavailable,
+)
 from gateway.letta.backend import AgentBackend, RunningTurn
 from gateway.metrics import Metrics
 from gateway.shared_state.locks import ThreadLocks
@@ -49,6 +57,11 @@ class TurnPlan(Protocol):
         ...
 
     @property
+    def payer(self) -> Payer:
+        """Tell whom the turn is for."""
+        ...
+
+    @property
     def is_quiet(self) -> bool:
         """Tell that ``end`` has nothing to do."""
         ...
@@ -66,12 +79,24 @@ class TurnPlan(Protocol):
         ...
 
 
+class HeldTurn(msgspec.Struct):
+    """A turn of the registry's: ``id`` is its name in the ledger, ``outcome`` how it goes as far as is known."""
+
+    id: str
+    running: RunningTurn
+    plan: TurnPlan
+    outcome: TurnOutcome = "interrupted"
+    is_metered: bool = False
+    """Whether the ledger has been told what it took."""
+
+
 class TurnRegistry:
     """All turns of one gateway."""
 
     def __init__(
         self,
         backend: AgentBackend,
+        meter: Meter,
         policy: TurnPolicy,
         metrics: Metrics,
         tasks: TaskSet,
@@ -79,6 +104,7 @@ class TurnRegistry:
         locks: ThreadLocks | None = None,
     ) -> None:
         self._backend = backend
+        self._meter = meter
         self._policy = policy
         self._metrics = metrics
         self._tasks = tasks
@@ -101,11 +127,12 @@ class TurnRegistry:
         return self._locks.is_taken(thread)
 
     @asynccontextmanager
-    async def turn(self, plan: TurnPlan) -> AsyncIterator[RunningTurn]:
+    async def turn(self, plan: TurnPlan) -> AsyncIterator[HeldTurn]:
         """Wait for the thread, open the turn, and settle it however the context is left.
 
-        Raises ``ConversationBusy`` where too many wait or the wait is too long, ``Overloaded`` where the gateway is
-        full, ``ShuttingDown`` where it is going away, and the backend's errors.
+        Where it is left well, the ledger has what the turn took. Raises ``ConversationBusy`` where too many wait or
+        the wait is too long, ``BudgetExceeded``, ``Overloaded`` where the gateway is full, ``ShuttingDown`` where it
+        is going away, and the backend's errors.
         """
         self._admit()
         try:
@@ -113,16 +140,19 @@ class TurnRegistry:
         except BaseException:
             self._leave()
             raise
-        running, is_open, is_delivered = await self._begin(plan), False, True
+        held, is_open = await self._begin(plan), False
         try:
-            await self._open_turn(running)
+            await self._open_turn(held.running)
             is_open = True
-            yield running
+            yield held
+            if held.running.ended:
+                held.outcome = "complete"
+                await self._meter_turn(held)
         except GatewayError as error:
-            is_delivered = is_open or error.should_retry is not True
+            held.outcome = _outcome_of(error, is_open=is_open)
             raise
         finally:
-            self._settle_later(running, plan, is_delivered=is_delivered)
+            self._settle_later(held)
 
     async def idle(self) -> None:
         """Wait until no turn is held."""
@@ -157,17 +187,19 @@ class TurnRegistry:
         if not self._held:
             self._idle.set()
 
-    async def _begin(self, plan: TurnPlan) -> RunningTurn:
+    async def _begin(self, plan: TurnPlan) -> HeldTurn:
         try:
-            running = self._backend.turn(await plan.begin())
+            turn = await plan.begin()
+            turn_id = await self._meter.open(plan.payer, turn)
         except BaseException as error:
             if isinstance(error, StorageUnavailable):
                 error.should_retry = True  # nothing was said yet
             self._tasks.spawn(self._give_up(plan), "give up turn")
             raise
+        running = self._backend.turn(msgspec.structs.replace(turn, mark=turn_id))
         self._open.add(running)
         self._metrics.turns.inc()
-        return running
+        return HeldTurn(turn_id, running, plan)
 
     async def _give_up(self, plan: TurnPlan) -> None:
         try:
@@ -196,20 +228,37 @@ class TurnRegistry:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def _settle_later(self, running: RunningTurn, plan: TurnPlan, *, is_delivered: bool) -> None:
-        if running.ended and plan.is_quiet:
-            self._end_turn(running, plan)
+    def _settle_later(self, held: HeldTurn) -> None:
+        if held.running.ended and held.is_metered and held.plan.is_quiet:
+            self._end_turn(held)
         else:
-            self._tasks.spawn(self._settle(running, plan, is_delivered=is_delivered), "settle turn")
+            self._tasks.spawn(self._settle(held), "settle turn")
 
-    async def _settle(self, running: RunningTurn, plan: TurnPlan, *, is_delivered: bool) -> None:
+    async def _settle(self, held: HeldTurn) -> None:
         try:
-            await self._see_ended(running, plan)
+            await self._see_ended(held.running, held.plan)
+            await self._meter_turn(held)
         finally:
+            if not held.is_metered:  # by a bug, or because the gateway is gone before Letta answered
+                held.is_metered = True
+                self._meter.leave_open(held.id)
             try:
-                await self._tell(plan, is_delivered=is_delivered)
+                await self._tell(held.plan, is_delivered=held.outcome != "unsent")
             finally:
-                self._end_turn(running, plan)
+                self._end_turn(held)
+
+    async def _meter_turn(self, held: HeldTurn) -> None:
+        """Tell the ledger what the turn took, once."""
+        if held.is_metered:
+            return
+        try:
+            taken = None if held.outcome == "unsent" else await held.running.usage()
+        except (GatewayError, TimeoutError):
+            held.is_metered = True
+            self._meter.leave_open(held.id)
+            return
+        held.is_metered = True
+        await self._meter.close(held.id, taken, held.outcome)
 
     async def _see_ended(self, running: RunningTurn, plan: TurnPlan) -> None:
         try:
@@ -237,13 +286,19 @@ class TurnRegistry:
             return False  # it ran out of time, or its stream broke: the run may go on without us
         return True
 
-    def _end_turn(self, running: RunningTurn, plan: TurnPlan) -> None:
-        running.close()
-        plan.leave()
-        self._open.discard(running)
+    def _end_turn(self, held: HeldTurn) -> None:
+        held.running.close()
+        held.plan.leave()
+        self._open.discard(held.running)
         self._metrics.turns.dec()
-        self._locks.release(plan.thread)
+        self._locks.release(held.plan.thread)
         self._leave()
+
+
+def _outcome_of(error: GatewayError, *, is_open: bool) -> TurnOutcome:
+    if not is_open and error.should_retry is True:
+        return "unsent"
+    return "interrupted" if isinstance(error, ShuttingDown | ResponseCancelled) else "failed"
 
 
 def _shutting_down() -> ShuttingDown:

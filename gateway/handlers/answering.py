@@ -12,9 +12,11 @@ import structlog
 from aiohttp import web
 
 from gateway import keys
+from gateway.accounts.errors import AgentMissing
 from gateway.conversations.attempts import Attempt, Identity
 from gateway.conversations.chats import Asker, ChatTurn
 from gateway.conversations.identity import CHAT_HEADERS, chat_of, is_background
+from gateway.conversations.metering import Payer
 from gateway.conversations.outcomes import Outcome
 from gateway.errors import (
     AgentGone,
@@ -23,15 +25,14 @@ from gateway.errors import (
     InvalidRequest,
     ModelNotFound,
     ResponseCancelled,
-    StorageUnavailable,
 )
+from gateway.handlers.agents import agent_of, forget
+from gateway.handlers.keeping import Keeper, Keeping
 from gateway.handlers.sse import SseResponse
 from gateway.letta.backend import Ready, Take, always_ready
 from gateway.translation.agent_events import Batch, Usage
 from gateway.translation.ask import Ask
 
-ANYBODY: Final = "local"
-"""Who asks where there are no API keys: whoever is on this machine."""
 LONGEST_CLIENT: Final = 64
 LONGEST_KEY: Final = 255
 EVENTS: Final = "text/event-stream"
@@ -89,23 +90,20 @@ class Fold(Protocol):
         ...
 
 
-class Keeper(Protocol):
-    """Stores answers that have a name of their own."""
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, taken apart; ``source`` names its API in the ledger, ``arrived`` is by the monotonic clock.
 
-    id: str
+    ``own_agent`` is asked on its own thread, whatever the headers say; None: the agent that the ask's model names.
+    ``is_heard_out`` where the answer is to come to its end though its client went away.
+    """
 
-    async def keep(self, turn: ChatTurn, *, is_cancelled: bool) -> None:
-        """Store the answer as it stands at the end of its turn."""
-        ...
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """A request, taken apart; ``arrived`` is by the monotonic clock."""
-
+    source: str
     ask: Ask
     identity: Identity | None
     arrived: float
     keeper: Keeper | None = None
+    own_agent: str | None = None
+    is_heard_out: bool = False
 
 
 async def answer(
@@ -141,12 +139,13 @@ async def _known_attempt(request: web.Request, asked: Asked) -> Attempt | Outcom
     known = await attempts.find(asked.identity) if asked.identity is not None else None
     if known is not None:
         return known
-    attempt = Attempt(EVENTS if asked.ask.is_stream else JSON, asked.identity)
+    content_type = EVENTS if asked.ask.is_stream else JSON
+    attempt = Attempt(content_type, asked.identity, is_heard_out=asked.is_heard_out)
     earlier = await attempts.begin(attempt)
     if earlier is not None:
         return earlier
-    if asked.keeper is not None:
-        attempts.name(owner_of(request), asked.keeper.id, attempt)
+    if asked.keeper is not None and asked.keeper.name is not None:
+        attempts.name(owner_of(request), asked.keeper.name, attempt)
     return _New(attempt)
 
 
@@ -171,7 +170,7 @@ async def identity_of(request: web.Request, body: bytes) -> Identity | None:
 
 def owner_of(request: web.Request) -> str:
     """Return who asks, by the credential."""
-    return request[keys.NOTES].owner or ANYBODY
+    return request[keys.CALLER].owner
 
 
 async def taken_apart(body: bytes, take_apart: Callable[[bytes], T]) -> T:
@@ -187,10 +186,12 @@ class Producer:
 
     def __init__(self, request: web.Request, asked: Asked) -> None:
         self._app = request.app
+        self._caller = request[keys.CALLER]
         self._asked = asked
+        self._keeping = Keeping(asked.keeper, request.app[keys.TASKS])
         self._metrics = request.app[keys.METRICS]
         self._notes = request[keys.NOTES]
-        self._asker = _asker(request, asked.ask)
+        self._asker = _asker(request, asked)
 
     async def stream(self, attempt: Attempt, stream: Stream) -> None:
         """Stream the answer into the attempt; raises what happens before there is any of it."""
@@ -212,20 +213,11 @@ class Producer:
                 raise stream.error
 
         try:
-            async with self._turn() as turn:
-                await self._deliver(turn, attempt, take, ready)
-                attempt.ending = stream.finish()
-                await self._keep(turn)
-            attempt.is_complete = True
-            self._notes.outcome = "complete"
-        except GatewayError as error:
-            self._fail(attempt, error, stream.fail(error))
-        except ConnectionResetError:
-            _log.debug("nobody listens any more")
-        except Exception as error:  # noqa: BLE001 - a bug after the first byte is a logged in-band error
-            _log.exception("answer failed", exc_info=error)
-            failure = InternalError(should_retry=False)
-            self._fail(attempt, failure, stream.fail(failure))
+            async with self._answering(attempt, stream.fail):
+                async with self._turn() as turn:
+                    await self._deliver(turn, attempt, take, ready)
+                    ending = stream.finish()
+                attempt.ending = ending + await self._keeping.complete()
         finally:
             self._notes.chunks = stream.chunks
             self._metrics.open_streams.dec()
@@ -236,56 +228,60 @@ class Producer:
     async def whole(self, attempt: Attempt, fold: Fold) -> None:
         """Gather the answer and hand it over."""
         try:
-            async with self._turn() as turn:
-                await self._deliver(turn, attempt, fold.receive, always_ready)
-                body = fold.answer()
-                await self._keep(turn)
-            attempt.push(body)
-            attempt.is_complete = True
-            self._notes.outcome = "complete"
-        except GatewayError as error:
-            self._fail(attempt, error)
-        except Exception as error:  # noqa: BLE001 - answered and logged as what it is
-            _log.exception("answer failed", exc_info=error)
-            self._fail(attempt, InternalError(should_retry=False))
+            async with self._answering(attempt, lambda _: b""):
+                async with self._turn() as turn:
+                    await self._deliver(turn, attempt, fold.receive, always_ready)
+                    body = fold.answer()
+                attempt.push(body + await self._keeping.complete())
         finally:
             self._count(fold.usage)
             await self._app[keys.ATTEMPTS].end(attempt)
 
+    @asynccontextmanager
+    async def _answering(self, attempt: Attempt, told: Callable[[GatewayError], bytes]) -> AsyncIterator[None]:
+        """Have the answer kept, however it ends; a failure is the attempt's, with what its client is told of it."""
+        try:
+            await self._keeping.begin()
+            yield
+            attempt.is_complete = True
+            self._notes.outcome = "complete"
+        except GatewayError as error:
+            await self._fail(attempt, error, told(error))
+        except ConnectionResetError:
+            _log.debug("nobody listens any more")
+        except Exception as error:  # noqa: BLE001 - a bug is logged, and answered as what it is
+            _log.exception("answer failed", exc_info=error)
+            failure = InternalError(should_retry=False)
+            await self._fail(attempt, failure, told(failure))
+        finally:
+            self._keeping.leave()
+
     async def _deliver(self, turn: ChatTurn, attempt: Attempt, take: Take, ready: Ready) -> None:
+        await self._keeping.opened(turn)
         try:
             await turn.deliver(take, ready)
         except asyncio.CancelledError:
             if not attempt.is_cancelled:
                 raise
-            if self._asked.keeper is not None:
-                await self._asked.keeper.keep(turn, is_cancelled=True)
             raise ResponseCancelled(should_retry=False) from None
-
-    async def _keep(self, turn: ChatTurn) -> None:
-        if self._asked.keeper is None:
-            return
-        try:
-            await self._asked.keeper.keep(turn, is_cancelled=False)
-        except StorageUnavailable as error:
-            error.should_retry = False  # the message reached the agent
-            raise
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[ChatTurn]:
         """Open the turn with the agent that the request names."""
-        catalog, ask = self._app[keys.CATALOG], self._asked.ask
-        agent = await catalog.resolve(ask.model)
-        asker = msgspec.structs.replace(self._asker, agent_id=agent.id)
+        app, ask, own = self._app, self._asked.ask, self._asked.own_agent
+        agent_id = own or (await agent_of(app, self._caller, ask.model)).id
         try:
-            async with self._app[keys.CHATS].turn(asker, ask) as turn:
+            async with app[keys.CHATS].turn(msgspec.structs.replace(self._asker, agent_id=agent_id), ask) as turn:
                 yield turn
         except AgentGone as error:
-            catalog.forget()
+            if own is not None:
+                raise AgentMissing from error
+            forget(app, self._caller)
             raise ModelNotFound(ask.model) from error
 
-    def _fail(self, attempt: Attempt, error: GatewayError, ending: bytes = b"") -> None:
+    async def _fail(self, attempt: Attempt, error: GatewayError, ending: bytes) -> None:
         self._notes.outcome = "failed"
+        await self._keeping.fail(error, is_unsent=attempt.may_be_repeated(error))
         attempt.error, attempt.ending, attempt.is_complete = error, ending, True
 
     def _note_first_token(self) -> None:
@@ -300,13 +296,15 @@ class Producer:
             self._metrics.tokens.labels("completion").inc(usage.completion_tokens)
 
 
-def _asker(request: web.Request, ask: Ask) -> Asker:
+def _asker(request: web.Request, asked: Asked) -> Asker:
+    caller, ask, is_direct = request[keys.CALLER], asked.ask, asked.own_agent is not None
     return Asker(
-        owner=owner_of(request),
+        payer=Payer(caller.owner, asked.source, caller.key_id),
         client=request.headers.get("User-Agent", "").partition("/")[0][:LONGEST_CLIENT],
         agent_id="",
-        chat=chat_of(request.headers, ask),
-        is_background=is_background(request.headers, ask),
+        chat=None if is_direct else chat_of(request.headers, ask),
+        is_background=not is_direct and is_background(request.headers, ask),
+        is_direct=is_direct,
     )
 
 

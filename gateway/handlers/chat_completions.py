@@ -21,7 +21,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     completion_id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
     return await answer(
         request,
-        Asked(ask, await identity_of(request, body), arrived),
+        Asked(source="chat_completions", ask=ask, identity=await identity_of(request, body), arrived=arrived),
         lambda: ChatStream(
             completion_id=completion_id,
             created=created,

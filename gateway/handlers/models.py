@@ -7,6 +7,7 @@ from aiohttp import web
 
 from gateway import keys
 from gateway.errors import AgentGone, ModelNotFound
+from gateway.handlers.agents import agent_of, agents_of, forget
 from gateway.letta.backend import Agent
 from gateway.translation.openai_types import LettaAgent, Model, ModelList
 
@@ -14,20 +15,20 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """Answer all agents as models."""
-    models = await request.app[keys.CATALOG].models()
-    data = [_model(model, agent) for model, agent in models.by_model.items()]
+    """Answer the agents that the caller sees, as models."""
+    agents = await agents_of(request.app, request[keys.CALLER])
+    data = [_model(model, agent) for model, agent in agents.items()]
     return web.Response(body=_encode(ModelList("list", data)), content_type="application/json")
 
 
 async def retrieve(request: web.Request) -> web.Response:
     """Answer one agent, by its model id or its agent id, with what it is on Letta."""
-    model, catalog = request.match_info["model"], request.app[keys.CATALOG]
-    agent = await catalog.resolve(model)
+    model, caller = request.match_info["model"], request[keys.CALLER]
+    agent = await agent_of(request.app, caller, model)
     try:
         details = await request.app[keys.BACKEND].details(agent.id)
     except AgentGone as error:
-        catalog.forget()
+        forget(request.app, caller)
         raise ModelNotFound(model) from error
     letta = LettaAgent(agent.id, details.description, details.model, details.tools)
     answer = msgspec.structs.replace(_model(model, agent), letta=letta)

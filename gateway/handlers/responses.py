@@ -11,8 +11,9 @@ from aiohttp import web
 from gateway import keys
 from gateway.conversations.chats import ChatTurn
 from gateway.conversations.responses import StoredResponse
-from gateway.errors import InvalidRequest, ResponseNotFound
+from gateway.errors import GatewayError, InvalidRequest, ResponseNotFound
 from gateway.handlers.answering import Asked, answer, identity_of, owner_of, taken_apart
+from gateway.handlers.keeping import AnswerEnd
 from gateway.translation.ask import Ask
 from gateway.translation.responses_answer import ResponseAnswer, response_of
 from gateway.translation.responses_input_items import input_items, listed
@@ -39,7 +40,13 @@ async def create(request: web.Request) -> web.StreamResponse:
     ask = await answering.ask()
     return await answer(
         request,
-        Asked(ask, await identity_of(request, body), arrived, answering if answering.is_stored else None),
+        Asked(
+            source="responses",
+            ask=ask,
+            identity=await identity_of(request, body),
+            arrived=arrived,
+            keeper=answering if answering.is_stored else None,
+        ),
         answering.stream,
         answering.whole,
     )
@@ -82,21 +89,24 @@ class Answering:
 
     def __init__(self, request: web.Request, asked: ResponsesRequest) -> None:
         self.id = f"resp_{uuid.uuid4().hex}"
+        self.name: str | None = self.id
         self.is_stored = asked.store is not False
         self._responses = request.app[keys.RESPONSES]
         self._owner = owner_of(request)
         self._asked = asked
         self._echo = echo_of(asked)
         self._namespaced = namespaced(asked)
-        self._input = input_items(asked, self.id) if self.is_stored else b""
+        self._input = b""
         self._created = int(time.time())
         self._answer: ResponsesStream | ResponseAnswer | None = None
+        self._turn: ChatTurn | None = None
 
     async def ask(self) -> Ask:
         """Return what is asked, with what was said in the responses before; raises ``ResponseNotFound``."""
         chain = await self._chain(self._asked.previous_response_id)
         before = said_before([(stored.input_items, stored.response) for stored in chain])
         ask = ask_of(self._asked, before=before, known=await self._known())
+        self._input = input_items(self._asked, self.id) if self.is_stored else b""  # which are known to be items by now
         if chain and ask.chat is None:
             return msgspec.structs.replace(ask, chat=f"response:{chain[0].id}")
         return ask
@@ -119,10 +129,23 @@ class Answering:
         )
         return made
 
-    async def keep(self, turn: ChatTurn, *, is_cancelled: bool) -> None:
-        """Store the response as it stands at the end of its turn."""
-        assert self._answer is not None  # noqa: S101 - a turn has its translation
-        response = self._answer.cancelled() if is_cancelled else self._answer.answer()
+    async def begin(self) -> None:
+        """Store nothing yet: a response is there once it has ended."""
+
+    async def opened(self, turn: ChatTurn) -> None:
+        """Note whose turn it is."""
+        self._turn = turn
+
+    async def end(self, how: AnswerEnd, error: GatewayError | None) -> bytes:
+        """Store a response that is whole, or was cancelled; the stream itself tells of it."""
+        _ = error
+        turn, answer, is_cancelled = self._turn, self._answer, how == "cancelled"
+        if turn is not None and answer is not None and how in ("complete", "cancelled"):
+            response = answer.cancelled() if is_cancelled else answer.answer()
+            await self._store(turn, response, is_cancelled=is_cancelled)
+        return b""
+
+    async def _store(self, turn: ChatTurn, response: bytes, *, is_cancelled: bool) -> None:
         await self._responses.keep(
             StoredResponse(
                 id=self.id,

@@ -6,8 +6,9 @@ more than its share of the turns.
 """
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final, TypeVar
 
 import aiohttp
@@ -22,17 +23,20 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from gateway.letta import app_server_spent, failures, upstream_errors
 from gateway.letta import app_server_wire as wire
-from gateway.letta import failures, upstream_errors
+from gateway.letta.app_server_agents import AppServerAgents
+from gateway.letta.app_server_memory import AppServerMemory
 from gateway.letta.app_server_socket import MOST_BYTES, Socket, new_request_id
 from gateway.letta.app_server_threads import Threads
 from gateway.letta.app_server_turn import AppServerTurn
 from gateway.letta.app_server_wire import Command
-from gateway.letta.backend import Agent, AgentDetails, Capabilities
+from gateway.letta.backend import Agent, AgentDetails, AgentSpec, Capabilities, MemoryBlock, SentTurn
 from gateway.letta.breaker import Breaker
 from gateway.letta.deadlines import Limits
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
+from gateway.translation.agent_events import Usage
 from gateway.translation.agent_turn import AgentTurn, Overlay
 
 T = TypeVar("T", bound=wire.Reply)
@@ -85,6 +89,8 @@ class AppServerBackend:
         self._slots = [_Slot() for _ in range(SOCKETS)]
         self._names: dict[str, str] = {}
         self.threads = Threads(self)
+        self._agents = AppServerAgents(self)
+        self._memory = AppServerMemory(self)
         self.cold_starts = asyncio.Semaphore(COLD_STARTS)
         self._readers = TaskSet()
         headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
@@ -135,7 +141,7 @@ class AppServerBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Tell what an App Server can do: its agents' memory is files, and no blocks to be laid over it."""
-        return Capabilities(overlays=False)
+        return Capabilities(overlays=False, providers=False)
 
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation of an agent's and return its id."""
@@ -147,12 +153,41 @@ class AppServerBackend:
 
     async def details(self, agent_id: str) -> AgentDetails:
         """Return what an agent is; its tools are those of the server's machine that it may use."""
+        row = await self.row(agent_id)
+        return AgentDetails(row.description, row.model, self.tools_of(agent_id))
+
+    async def row(self, agent_id: str) -> wire.AgentRow:
+        """Return an agent as the server tells of it; raises ``AgentGone``."""
         command = wire.RetrieveAgent(request_id=new_request_id(), agent_id=agent_id)
         reply = await self.reply_of(await self.control_socket(), command, wire.AgentReply)
         if reply.agent is None:
             raise failures.of_refusal(reply.error)
         self._names[reply.agent.id] = reply.agent.name
-        return AgentDetails(reply.agent.description, reply.agent.model, self.tools_of(agent_id))
+        return reply.agent
+
+    async def find_tagged(self, tag: str) -> list[Agent]:
+        """Return the agents that have this tag."""
+        return await self._agents.tagged(tag)
+
+    async def create_agent(self, spec: AgentSpec) -> Agent:
+        """Make an agent; its blocks become the files of its memory."""
+        return await self._agents.create(spec)
+
+    async def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent with its memory and conversations."""
+        await self._agents.delete(agent_id)
+
+    async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
+        """Return the files of an agent's memory that stand in its prompt."""
+        return await self._memory.blocks(agent_id)
+
+    async def write_memory(self, agent_id: str, label: str, value: str) -> MemoryBlock:
+        """Replace what a file of an agent's memory says."""
+        return await self._memory.write(agent_id, label, value)
+
+    async def spent(self, turn: SentTurn) -> Usage | None:
+        """Return what a turn took whose socket is closed, which stopped it."""
+        return await app_server_spent.spent(self, turn)
 
     async def put_on(self, agent_id: str, overlay: Overlay) -> None:
         """Show an agent nothing: this server has no place for it."""
@@ -182,8 +217,8 @@ class AppServerBackend:
             for row in (await self.ask(wire.ListModels(request_id=new_request_id()), wire.ModelsReply)).entries
         ]
 
-    async def create_agent(self, body: wire.AgentBody) -> wire.AgentRow:
-        """Make an agent."""
+    async def make_agent(self, body: wire.AgentBody) -> wire.AgentRow:
+        """Make an agent of these parts."""
         return _agent(await self.ask(wire.CreateAgent(request_id=new_request_id(), body=body), wire.AgentReply))
 
     async def update_agent(self, agent_id: str, body: wire.AgentBody) -> wire.AgentRow:
@@ -209,6 +244,16 @@ class AppServerBackend:
     async def control_socket(self) -> Socket:
         """Return the socket for what belongs to no thread."""
         return await self._socket(self._slots[0])
+
+    @contextlib.asynccontextmanager
+    async def own_socket(self, most_bytes: int) -> AsyncIterator[Socket]:
+        """Give a connection for one large reply: on a shared one, a reply too large would end everybody's turns."""
+        self._breaker.check()
+        socket = await self._connect(most_bytes)
+        try:
+            yield socket
+        finally:
+            await socket.close()
 
     async def reply(self, socket: Socket, command: Command, within: float | None = None) -> wire.Reply:
         """Ask and return what any reply says; ``within`` is in seconds."""
@@ -256,14 +301,14 @@ class AppServerBackend:
                 self.metrics.breaker_open.set(self._breaker.is_open)
             return slot.socket
 
-    async def _connect(self) -> Socket:
+    async def _connect(self, most_bytes: int = MOST_BYTES) -> Socket:
         limits = self.config.limits
         try:
             async with asyncio.timeout(limits.connect):
                 ws = await self._session.ws_connect(
                     f"{self.config.url.rstrip('/')}/ws",
                     heartbeat=min(limits.silence / 1.5, LONGEST_HEARTBEAT),
-                    max_msg_size=MOST_BYTES,
+                    max_msg_size=most_bytes,
                     compress=0,
                 )
         except aiohttp.WSServerHandshakeError as error:

@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import BackendError
+from gateway.errors import BackendError, UpstreamInvalid
 from gateway.letta import app_server_wire as wire
 from gateway.letta.app_server_socket import Socket, new_request_id
 from gateway.letta.app_server_tools import Toolkit
 from gateway.letta.app_server_wire import Incoming, Runtime
+from gateway.letta.frames import FrameDecoder
+from gateway.translation.agent_events import Usage
 
 if TYPE_CHECKING:
     from gateway.letta.app_server import AppServerBackend
@@ -39,10 +41,16 @@ class ParkedTurn:
         """The server's requests that are to be answered, by the ids of their calls."""
         self.frames: list[tuple[Incoming, int]] = []
         """What the server told meanwhile."""
+        self._last_words = FrameDecoder(by_step=True)
         self._ending: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         limit = min(backend.config.parked_timeout, LONGEST)
         self._limit = asyncio.get_running_loop().call_later(limit, self._end_later)
+
+    @property
+    def used(self) -> Usage | None:
+        """Return what it took while it was ended: a step that was quicker than the end."""
+        return self._last_words.used
 
     @property
     def is_ending(self) -> bool:
@@ -59,6 +67,9 @@ class ParkedTurn:
             case "stream_delta":
                 if self._ending is None:
                     self.frames.append((frame, size))
+                elif frame.subagent_id is None:
+                    with contextlib.suppress(UpstreamInvalid):  # nobody is there to be told
+                        self._last_words.decode(bytes(frame.delta), [])
             case "turn_finished":
                 self.lost()
             case _:

@@ -7,6 +7,7 @@ One reader serves all turns of the socket and never waits for any of them. Closi
 import asyncio
 import itertools
 import uuid
+from collections.abc import AsyncGenerator
 from typing import Final, Protocol
 
 import aiohttp
@@ -40,6 +41,7 @@ class Socket:
         self._ws = ws
         self._metrics = metrics
         self._replies: dict[str, asyncio.Future[bytes]] = {}
+        self._pages: dict[str, asyncio.Queue[bytes]] = {}
         self._listeners: dict[Runtime, Listener] = {}
         self.started: set[Runtime] = set()
         """Conversations that this socket hears."""
@@ -62,6 +64,8 @@ class Socket:
             for reply in self._replies.values():
                 if not reply.done():
                     reply.set_exception(gone())
+            for pages in self._pages.values():
+                pages.put_nowait(b"")
             for listener in list(self._listeners.values()):
                 listener.lost()
             await self._ws.close()
@@ -107,6 +111,22 @@ class Socket:
         finally:
             del self._replies[command.request_id]
 
+    async def ask_pages(self, command: Command, within: float) -> AsyncGenerator[bytes]:
+        """Send a command and give its replies, undecoded, for as long as they are taken; each comes in this time."""
+        pages = self._pages[command.request_id] = asyncio.Queue[bytes]()
+        try:
+            await self.send(command)
+            while True:
+                async with asyncio.timeout(within):
+                    page = await pages.get()
+                if not page:
+                    raise gone()
+                yield page
+        except TimeoutError:
+            raise UpstreamTimeout("The Letta server did not reply in time.", should_retry=False) from None
+        finally:
+            del self._pages[command.request_id]
+
     def _route(self, data: bytes) -> None:
         try:
             frame = wire.decode_incoming(data)
@@ -118,6 +138,9 @@ class Socket:
             reply = self._replies.get(frame.request_id)
             if reply is not None and not reply.done():
                 reply.set_result(data)
+            pages = self._pages.get(frame.request_id)
+            if pages is not None:
+                pages.put_nowait(data)
         if runtime is not None:
             listener = self._listeners.get(runtime)
             if listener is not None:

@@ -87,6 +87,24 @@ class Threads:
             self._chats[chat] = copy
             await self._put_away(stuck.conversation_id, f"{MOVED}{copy.conversation_id}")
 
+    async def find(self, agent_id: str, conversation_id: str | None) -> Runtime | None:
+        """Return where a conversation stands, or an agent's own thread, without starting it; None where nowhere."""
+        if conversation_id is None:
+            if agent_id not in self._own:
+                await self._list_own()
+            return self._own.get(agent_id)
+        found = self._chats.get(conversation_id, Runtime(agent_id, conversation_id)).conversation_id
+        for _ in range(MOST_MOVES):
+            command = wire.RetrieveConversation(request_id=new_request_id(), conversation_id=found)
+            socket = await self._backend.control_socket()
+            row = (await self._backend.reply_of(socket, command, wire.ConversationReply)).conversation
+            if row is None:
+                return None
+            if row.summary is None or not row.summary.startswith(MOVED):
+                return Runtime(agent_id, found)
+            found = row.summary.removeprefix(MOVED)
+        raise UpstreamInvalid(should_retry=False)
+
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation beside an agent's own thread and return its id."""
         runtime = await self._make(wire.ConversationBody(agent_id, wire.CHAT))

@@ -36,8 +36,8 @@ from gateway.letta.backend import Ready, Take, always_ready
 from gateway.letta.deadlines import TurnDeadlines
 from gateway.letta.delivery import Delivery
 from gateway.letta.frames import FrameDecoder
-from gateway.letta.wire import ImageContent, TextContent
-from gateway.translation.agent_events import Batch, Failure, Stop
+from gateway.letta.wire import ImageContent, TextContent, otid_of
+from gateway.translation.agent_events import Batch, Failure, Stop, Usage
 from gateway.translation.agent_turn import AgentTurn, ToolResult
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ SETTLE: Final = 3.0
 """Seconds for an aborted turn to end."""
 
 
+class _RunAbandoned(Exception):
+    """The conversation waits for a run that nobody hears any more."""
+
+
 class AppServerTurn:
     """A ``RunningTurn`` of an ``AppServerBackend``."""
 
@@ -62,7 +66,8 @@ class AppServerTurn:
         self._backend = backend
         self._turn = turn
         self._runtime: Runtime | None = None
-        self._request_id = new_request_id()
+        self._attempts = 0
+        self._request_id = ""
         self._results: dict[str, ToolResult] = {}
         self._frames = FrameDecoder(by_step=True)
         self._calls = ClientCalls(Toolkit())
@@ -78,7 +83,11 @@ class AppServerTurn:
         self._is_withdrawn = False
         self._is_sent = False
         self._is_parked = False
+        self._is_lost = False
+        self._must_move = False
+        self._has_moved = False
         self._is_stopping = False
+        self._is_stopped = False
         self._requests: dict[str, str] = {}
         self._resumed: frozenset[str] = frozenset()
         self._joins = False
@@ -114,12 +123,17 @@ class AppServerTurn:
 
     def _begin_anew(self) -> None:
         self._give_place()
-        self._request_id = new_request_id()
+        self._request_id = self._new_id()
         self._queue_item = None
         self._is_withdrawn = False
         self._is_sent = False
         for event in (self._news, self._accepted, self._finished):
             event.clear()
+
+    def _new_id(self) -> str:
+        """Return what names the turn's message this time: the server drops one that it has seen."""
+        self._attempts += 1
+        return new_request_id() if self._turn.mark is None else otid_of(self._turn.mark, self._attempts)
 
     def abort(self, error: GatewayError) -> None:
         """End ``open`` or ``deliver`` with this error."""
@@ -131,8 +145,25 @@ class AppServerTurn:
             self._opening.cancel()
 
     async def deliver(self, take: Take, ready: Ready) -> None:
-        """Hand over the batches, one for each frame that has any, from where the turn stands."""
-        await self._delivery.run(take, ready, self._hand_on)
+        """Hand over the batches, one for each frame that has any, from where the turn stands.
+
+        A gateway that was killed in a turn leaves a run that never ends: until the server is started again it takes no
+        input on that conversation (letta 0.34.12), and the agent goes on in a copy of it.
+        """
+        try:
+            await self._delivery.run(take, ready, self._hand_on)
+        except _RunAbandoned:
+            await self._move()
+            await self._delivery.run(take, ready, self._hand_on)
+
+    async def _move(self) -> None:
+        """Send the turn once more, in a copy of its conversation."""
+        self._must_move, self._has_moved = False, True
+        if self._socket is not None and self._runtime is not None:
+            self._socket.forget(self._runtime, self)
+            await self._backend.threads.leave(self._runtime)
+        self._frames.trouble = ""
+        await self.open()
 
     async def cancel(self) -> None:
         """Abort the turn on the server, and see it end.
@@ -150,6 +181,7 @@ class AppServerTurn:
             await self._leave_queue(socket, runtime)
         await self._answer_calls()  # a turn that is stopped while a call waits takes ten seconds to end
         await socket.ask(wire.Abort(request_id=new_request_id(), runtime=runtime), SETTLE)
+        self._is_stopped = True
         try:
             async with asyncio.timeout(SETTLE):
                 await self._finished.wait()
@@ -162,6 +194,14 @@ class AppServerTurn:
             return
         self._is_flooded = False
         await self.deliver(_unheard, always_ready)
+
+    async def usage(self) -> Usage | None:
+        """Return what the steps took that came to their end; raises where it is not known that no other one will."""
+        if not self._is_sent:
+            return None
+        if self._is_lost or not (self._finished.is_set() or self._is_parked or self._is_stopped):
+            raise UpstreamTimeout("What the turn took is not known yet.", should_retry=False)
+        return self._frames.used or Usage(0, 0)
 
     def close(self) -> None:
         """Hear no more of it."""
@@ -203,6 +243,7 @@ class AppServerTurn:
         """Learn that the socket is gone, and the turn with it."""
         if self._finished.is_set():
             return
+        self._is_lost = True
         self._finish_unheard()
         self._end(UpstreamTruncated(should_retry=False))
 
@@ -217,11 +258,13 @@ class AppServerTurn:
         self._accept()
 
     def _decode(self, delta: msgspec.Raw, size: int) -> None:
-        if self._finished.is_set() or self._error is not None:
+        if self._finished.is_set():
             return
         batch: Batch = []
         try:
             self._frames.decode(bytes(delta), batch)
+            if self._error is not None:
+                return  # nobody listens any more, but what a step took counts
             told = self._calls.sort(batch)
             if self._calls.waits:
                 told += self._released(delta)
@@ -266,7 +309,11 @@ class AppServerTurn:
             return
         self._finished.set()
         self._give_place()
-        self._waiting.append(([_end(frame.stop_reason, frame.error or self._frames.trouble)], 0))
+        trouble = frame.error or self._frames.trouble
+        if failures.is_abandoned_run(trouble) and not self._has_moved:
+            self._must_move = True
+        else:
+            self._waiting.append(([_end(frame.stop_reason, trouble)], 0))
         self._hand_on()
 
     def _look_at_queue(self, frame: Incoming) -> None:
@@ -375,6 +422,8 @@ class AppServerTurn:
             return
         if self._error is not None:
             delivery.fail(self._error)
+        elif self._must_move:
+            delivery.fail(_RunAbandoned())
         elif self._finished.is_set() or self._is_parked:
             delivery.end()
 
@@ -418,6 +467,7 @@ class AppServerTurn:
             self._superseded = parked.names
             if not await parked.end():
                 await backend.threads.leave(runtime)
+            self._frames.used = parked.used
         await backend.threads.offer(socket, runtime, toolkit)
         self._calls = ClientCalls(toolkit)
         if socket.is_lost:

@@ -5,6 +5,7 @@ replies carry too; events of a turn carry the ``runtime`` (agent and conversatio
 the server does not know is ignored without a word, so every request needs a deadline.
 """
 
+import datetime as dt
 from typing import Final, Literal
 
 import msgspec
@@ -55,6 +56,7 @@ class ListQuery(Struct, omit_defaults=True):
     limit: int
     after: str | None = None
     query_text: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class ListAgents(Command, tag="agent_list"):
@@ -64,10 +66,11 @@ class ListAgents(Command, tag="agent_list"):
 
 
 class ConversationsQuery(Struct, omit_defaults=True):
-    """How many conversations are listed, of all agents."""
+    """How many conversations are listed, the newest first, of one agent or of all."""
 
     limit: int
-    summary_search: str
+    summary_search: str | None = None
+    agent_id: str | None = None
 
 
 class ListConversations(Command, tag="conversation_list"):
@@ -102,12 +105,22 @@ class RetrieveAgent(Command, tag="agent_retrieve"):
     agent_id: str
 
 
+class NewBlock(Struct, frozen=True):
+    """What an agent's memory is to begin with: a file of the label's name."""
+
+    label: str
+    value: str
+    description: str
+
+
 class AgentBody(Struct, omit_defaults=True):
     """What an agent is made of, or is to become."""
 
     name: str | None = None
     model: str | None = None
     description: str | None = None
+    tags: tuple[str, ...] = ()
+    memory_blocks: tuple[NewBlock, ...] = ()
 
 
 class CreateAgent(Command, tag="agent_create"):
@@ -121,6 +134,64 @@ class UpdateAgent(Command, tag="agent_update"):
 
     agent_id: str
     body: AgentBody
+
+
+class DeleteAgent(Command, tag="agent_delete"):
+    """Delete an agent."""
+
+    agent_id: str
+
+
+class RetrieveConversation(Command, tag="conversation_retrieve"):
+    """Ask for a conversation."""
+
+    conversation_id: str
+
+
+class RecompileBody(Struct, frozen=True):
+    """Whose conversation is compiled again."""
+
+    agent_id: str
+
+
+class RecompileConversation(Command, tag="conversation_recompile"):
+    """Have a conversation see its agent's memory as it is."""
+
+    conversation_id: str
+    body: RecompileBody
+
+
+class ListMemory(Command, tag="list_memory"):
+    """Ask for the files of an agent's memory; the reply comes in pages."""
+
+    agent_id: str
+
+
+class ReadMemoryFile(Command, tag="read_memory_file"):
+    """Ask for a file of an agent's memory as it is."""
+
+    agent_id: str
+    path: str
+
+
+class WriteMemoryFile(Command, tag="write_memory_file"):
+    """Change a file of an agent's memory."""
+
+    agent_id: str
+    path: str
+    content: str
+
+
+class EnableMemory(Command, tag="enable_memfs"):
+    """Ask where an agent's memory is; one that has none gets some."""
+
+    agent_id: str
+
+
+class ReadFile(Command, tag="read_file"):
+    """Ask for a file of the server's machine."""
+
+    path: str
 
 
 class ListModels(Command, tag="list_models"):
@@ -317,10 +388,11 @@ class AgentRow(Struct):
     name: str
     model: str | None = None
     description: str | None = None
+    tags: tuple[str, ...] = ()
 
     def agent(self) -> Agent:
         """Return the agent; 0 stands for a time that is not told."""
-        return Agent(self.id, self.name, 0)
+        return Agent(self.id, self.name, 0, self.tags)
 
 
 class AgentsReply(Reply):
@@ -342,6 +414,7 @@ class ConversationRow(Struct):
     agent_id: str | None = None
     summary: str | None = None
     created_at: str = ""
+    archived: bool | None = None
 
 
 class ConversationsReply(Reply):
@@ -354,6 +427,39 @@ class ConversationReply(Reply):
     """One conversation."""
 
     conversation: ConversationRow | None = None
+
+
+class MemoryFile(Struct):
+    """A file of an agent's memory; ``content`` is what it says below its front matter."""
+
+    relative_path: str
+    content: str = ""
+    description: str | None = None
+
+
+class MemoryReply(Reply):
+    """A page of files."""
+
+    entries: list[MemoryFile] = []
+    done: bool = True
+
+
+class FileReply(Reply):
+    """A file; None where it is not there."""
+
+    content: str | None = None
+
+
+class AbortReply(Reply):
+    """Whether there was a turn to be stopped."""
+
+    aborted: bool = False
+
+
+class DirectoryReply(Reply):
+    """Where an agent's memory is on the server's machine."""
+
+    memory_directory: str | None = None
 
 
 class ModelRow(Struct):
@@ -408,6 +514,11 @@ def input_of(
 def answer_of(request_id: str, text: str, *, succeeded: bool) -> AnswerCall:
     """Return the command that answers a call."""
     return AnswerCall(request_id=request_id, result=CallResult((TextContent(text),), is_error=not succeeded))
+
+
+def iso_time(seconds: float) -> str:
+    """Return a time as the server writes it, which sorts."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def refused_calls(delta: bytes) -> tuple[str, ...] | None:

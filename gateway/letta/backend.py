@@ -1,18 +1,21 @@
 """What the gateway asks of a Letta server, whichever kind it is."""
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from gateway.errors import GatewayError
-from gateway.translation.agent_events import Batch
+from gateway.translation.agent_events import Batch, Usage
 from gateway.translation.agent_turn import AgentTurn, Overlay
 
 Take: TypeAlias = Callable[[Batch], bool]
 """Takes one batch; False when it is not ready for the next one. What it raises ends the delivery."""
 Ready: TypeAlias = Callable[[], Awaitable[None]]
 """Waits until the taker is ready again."""
+
+PERSONAL_TAG: Final = "letta-gateway:user"
+"""What marks an agent that belongs to one user of the gateway: nobody finds it by its name or id."""
 
 
 class Agent(msgspec.Struct, frozen=True):
@@ -21,6 +24,48 @@ class Agent(msgspec.Struct, frozen=True):
     id: str
     name: str
     created: int
+    tags: tuple[str, ...] = ()
+
+
+class MemoryBlock(msgspec.Struct, frozen=True):
+    """A piece of an agent's memory that is always before it; ``limit`` is in characters.
+
+    ``is_read_only`` binds the agent, not who calls ``write_memory``.
+    """
+
+    label: str
+    value: str
+    description: str | None = None
+    limit: int | None = None
+    is_read_only: bool = False
+
+
+class ModelProvider(msgspec.Struct, frozen=True):
+    """An OpenAI-compatible server that answers for one agent, with a key of its own; ``base_url`` ends in ``/v1``."""
+
+    name: str
+    base_url: str
+    api_key: str
+
+    def __repr__(self) -> str:
+        """Show no key."""
+        return f"ModelProvider(name={self.name!r}, base_url={self.base_url!r}, api_key='***')"
+
+
+class AgentSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that is to be made; None is what the server has as its default.
+
+    ``tools`` are names of tools on the server: those it does not have are left out (an App Server's tools belong to
+    its machine and not to agents: all are). ``tags`` find it again. With a ``provider``, ``model`` is a name there.
+    """
+
+    name: str
+    model: str | None = None
+    embedding: str | None = None
+    tools: tuple[str, ...] = ()
+    blocks: tuple[MemoryBlock, ...] = ()
+    tags: tuple[str, ...] = ()
+    provider: ModelProvider | None = None
 
 
 class AgentDetails(msgspec.Struct, frozen=True):
@@ -36,6 +81,20 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     overlays: bool
     """Whether an agent can be shown instructions for a turn that do not stay in its thread: ``put_on``."""
+    providers: bool
+    """Whether an agent can have a model provider of its own."""
+
+
+class SentTurn(msgspec.Struct, frozen=True):
+    """A turn that was perhaps sent; ``mark`` is what ``AgentTurn.mark`` said.
+
+    ``sent_at`` is in UTC seconds, of any moment from shortly before it was opened to then.
+    """
+
+    mark: str
+    agent_id: str
+    conversation_id: str | None
+    sent_at: float
 
 
 class RunningTurn(Protocol):
@@ -78,6 +137,15 @@ class RunningTurn(Protocol):
         """Let the run go on to its end, unheard."""
         ...
 
+    async def usage(self) -> Usage | None:
+        """Return what the turn took in all, as Letta counts it, once it has ended; None where Letta keeps no count.
+
+        What its events said where those were whole; else Letta is asked. A step that did not come to its end counts
+        for nothing: Letta keeps no count of it (letta 0.16.8, 0.34.12). Raises where Letta cannot say now: then
+        ``spent`` is to be asked later.
+        """
+        ...
+
     def close(self) -> None:
         """Free the connection."""
         ...
@@ -117,6 +185,49 @@ class AgentBackend(Protocol):
 
     async def details(self, agent_id: str) -> AgentDetails:
         """Return what an agent is; raises ``AgentGone``."""
+        ...
+
+    async def find_tagged(self, tag: str) -> list[Agent]:
+        """Return the agents that have this tag."""
+        ...
+
+    async def create_agent(self, spec: AgentSpec) -> Agent:
+        """Make an agent; raises ``UpstreamRejected`` where the server has no such model, or none at all.
+
+        Raises ``UpstreamInvalid`` where the server would have somebody else's provider answer for it.
+        """
+        ...
+
+    async def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent with its memory and conversations; one that is not there is no error.
+
+        An App Server keeps the files of the memory, and a transcript, on its disk (letta 0.34.12): no command deletes
+        them.
+        """
+        ...
+
+    async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
+        """Return an agent's memory, in the order of labels; raises ``AgentGone``.
+
+        An App Server's memory is a tree of files: the blocks are those at its root, without the index, and have no
+        limit; what is read-only there, the server does not tell.
+        """
+        ...
+
+    async def write_memory(self, agent_id: str, label: str, value: str) -> MemoryBlock:
+        """Replace the text of a memory block, for the agent to see in its next turn wherever that is.
+
+        Raises ``AgentGone``, ``MemoryNotFound``, ``InvalidRequest`` where the text is longer than the block's limit,
+        and ``UpstreamRejected``.
+        """
+        ...
+
+    async def spent(self, turn: SentTurn) -> Usage | None:
+        """Stop a turn that another process began, and return what it took as the server counts it.
+
+        None where the server knows nothing of it (any more): it never got the turn, or keeps no count. Raises where
+        the server cannot say now.
+        """
         ...
 
     async def put_on(self, agent_id: str, overlay: Overlay) -> None:

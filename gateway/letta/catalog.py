@@ -1,4 +1,7 @@
-"""The agents of a Letta server as models: which name means which agent."""
+"""The agents of a Letta server as models: which name means which agent.
+
+An agent of a user's own is nobody's model: whoever owns one does not come by here.
+"""
 
 import asyncio
 import time
@@ -9,7 +12,7 @@ from typing import Final
 import msgspec
 
 from gateway.errors import ModelNotFound
-from gateway.letta.backend import Agent, AgentBackend
+from gateway.letta.backend import PERSONAL_TAG, Agent, AgentBackend
 from gateway.tasks import TaskSet
 
 MAX_NAME: Final = 200
@@ -30,8 +33,8 @@ class Models(msgspec.Struct, frozen=True):
 
 
 def models_of(agents: Iterable[Agent]) -> Models:
-    """Give each agent its model id: its name, or its id where the name is shared, taken, or unfit."""
-    by_id = {agent.id: agent for agent in agents}
+    """Give each agent but users' own its model id: its name, or its id where the name is shared, taken, or unfit."""
+    by_id = {agent.id: agent for agent in agents if PERSONAL_TAG not in agent.tags}
     names = Counter(agent.name for agent in by_id.values())
     by_model = {
         (agent.name if names[agent.name] == 1 and _is_fit(agent.name, by_id) else agent.id): agent

@@ -15,8 +15,18 @@ import structlog
 
 from gateway.errors import BackendError, UpstreamAuthFailed, UpstreamInvalid, UpstreamUnavailable
 from gateway.letta import upstream_errors
-from gateway.letta.backend import Agent, AgentBackend, AgentDetails, Capabilities, RunningTurn
+from gateway.letta.backend import (
+    Agent,
+    AgentBackend,
+    AgentDetails,
+    AgentSpec,
+    Capabilities,
+    MemoryBlock,
+    RunningTurn,
+    SentTurn,
+)
 from gateway.tasks import TaskSet
+from gateway.translation.agent_events import Usage
 from gateway.translation.agent_turn import AgentTurn, Overlay
 
 Kind: TypeAlias = Literal["rest", "app_server"]
@@ -116,7 +126,7 @@ class DetectedBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Tell what the server can do: nothing, before it is known which it is."""
-        return Capabilities(overlays=False) if self._found is None else self._found.capabilities
+        return Capabilities(overlays=False, providers=False) if self._found is None else self._found.capabilities
 
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation of an agent's and return its id."""
@@ -129,6 +139,30 @@ class DetectedBackend:
     async def details(self, agent_id: str) -> AgentDetails:
         """Return what an agent is."""
         return await (await self._backend()).details(agent_id)
+
+    async def find_tagged(self, tag: str) -> list[Agent]:
+        """Return the agents that have this tag."""
+        return await (await self._backend()).find_tagged(tag)
+
+    async def create_agent(self, spec: AgentSpec) -> Agent:
+        """Make an agent."""
+        return await (await self._backend()).create_agent(spec)
+
+    async def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent."""
+        await (await self._backend()).delete_agent(agent_id)
+
+    async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
+        """Return an agent's memory."""
+        return await (await self._backend()).memory(agent_id)
+
+    async def write_memory(self, agent_id: str, label: str, value: str) -> MemoryBlock:
+        """Replace the text of a memory block."""
+        return await (await self._backend()).write_memory(agent_id, label, value)
+
+    async def spent(self, turn: SentTurn) -> Usage | None:
+        """Stop a turn that another process began, and return what it took."""
+        return await (await self._backend()).spent(turn)
 
     async def put_on(self, agent_id: str, overlay: Overlay) -> None:
         """Show an agent instructions until ``take_off``."""

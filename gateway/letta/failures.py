@@ -10,6 +10,7 @@ from typing import Final, get_args
 
 from gateway.errors import (
     AgentGone,
+    BudgetExceeded,
     GatewayError,
     InvalidRequest,
     PendingApproval,
@@ -95,8 +96,11 @@ class ReturnsRefused(UpstreamRejected):
 
 
 _PENDING: Final = "waiting for approval"
+# How LiteLLM refuses (1.106.2), by whatever status it is told to (422, 429): no limit that some seconds lift.
+_BUDGET: Final = re.compile(r"""["']type["']: ?["']budget_exceeded["']|ExceededBudget: """)
 _OTHER_CALLS: Final = ("No tool call is currently awaiting approval", "Invalid tool call IDs")
 _GOOD_STOPS: Final[dict[str, StopReason]] = {reason: reason for reason in get_args(StopReason)}
+_ABANDONED: Final = re.compile(r"^Conversation \S+ already has an active run")
 _NO_AGENT: Final = re.compile(r"Agent \S+ not found")
 _NO_CONVERSATION: Final = re.compile(r"Conversation \S+ not found")
 
@@ -123,6 +127,8 @@ def of_error(
     """Return the error of an ``error_message`` frame; ``announced`` is that of the stop reason before it."""
     if _PENDING in (message or "") or _PENDING in (detail or ""):
         return PendingApproval()
+    if _BUDGET.search(detail or ""):
+        return BudgetExceeded()
     if refuses_returns(detail or ""):
         return ReturnsRefused(should_retry=False)
     known = _DETAILS.get((detail or "").partition(":")[0]) or _ERROR_TYPES.get(error_type or "")
@@ -146,6 +152,8 @@ def of_finish(reason: str | None, text: str) -> GatewayError:
     """
     if _NO_AGENT.search(text):
         return AgentGone(should_retry=False)
+    if _BUDGET.search(text):
+        return BudgetExceeded()
     if _NO_TOOL in text:
         return TurnFailed(
             "LETTA_GATEWAY_SERVER_TOOLS names a tool that this Letta server lacks: the operator should mend it.",
@@ -169,6 +177,11 @@ def of_finish(reason: str | None, text: str) -> GatewayError:
 def is_refusal(text: str) -> bool:
     """Tell whether the model's provider filtered the answer, which Letta takes for a failure."""
     return "finish_reason: content_filter" in text
+
+
+def is_abandoned_run(text: str) -> bool:
+    """Tell whether an input was not taken as its conversation waits for a run that nobody hears any more."""
+    return _ABANDONED.search(text) is not None
 
 
 def is_no_conversation(text: str | None) -> bool:

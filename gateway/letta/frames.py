@@ -225,14 +225,15 @@ class FrameDecoder:
 
     ``run_id`` is the run's id as soon as a frame has named it; ``unknown`` counts the frames of kinds that nobody
     knows. ``by_step`` is the App Server's way: each step of a turn is a run, with numbers, failures and a stop reason
-    of its own, none of which ends the turn; ``trouble`` is what was said of the last failure. Returns of calls that
-    were ``answered`` are no news.
+    of its own, none of which ends the turn; ``trouble`` is what was said of the last failure. ``used`` is what was told
+    so far of what the turn took. Returns of calls that were ``answered`` are no news.
     """
 
     def __init__(self, *, by_step: bool = False, calls: Calls | None = None, answered: Collection[str] = ()) -> None:
         self._by_step = by_step
         self._calls = calls or AllCalls()
         self.trouble = ""
+        self.used: Usage | None = None
         self.run_id: str | None = None
         self.unknown = 0
         self.stopped = False
@@ -329,7 +330,9 @@ class FrameDecoder:
             case StopReasonFrame(stop_reason=reason):
                 self._stop(reason, batch)
             case UsageStatistics():
-                batch.append(_usage(frame))
+                usage = _usage(frame)
+                self.used = usage if self.used is None else self.used.plus(usage)
+                batch.append(usage)
             case ErrorMessage() | LoopError():
                 self._trouble(frame, batch)
             case _:

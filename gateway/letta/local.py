@@ -108,7 +108,7 @@ async def _ensure_agent(backend: AppServerBackend, handle: str) -> AgentRow:
     """Return the agent that was made here, made now where there is none, on the model that answers today."""
     ours = [row for row in await backend.rows() if row.description == OURS]
     if not ours:
-        return await backend.create_agent(AgentBody(name=AGENT, model=handle, description=OURS))
+        return await backend.make_agent(AgentBody(name=AGENT, model=handle, description=OURS))
     if ours[0].model == handle:
         return ours[0]
     return await backend.update_agent(ours[0].id, AgentBody(model=handle))

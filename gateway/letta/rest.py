@@ -9,7 +9,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Final, Literal, TypeVar
 
 import aiohttp
@@ -21,15 +21,20 @@ from letta_client.types.agents import MessageType
 
 from gateway.errors import AgentGone, ConversationGone, GatewayError, UpstreamInvalid, UpstreamRejected
 from gateway.letta import upstream_errors
-from gateway.letta.backend import Agent, AgentDetails, Capabilities
+from gateway.letta.backend import Agent, AgentDetails, AgentSpec, Capabilities, MemoryBlock, SentTurn
 from gateway.letta.breaker import Breaker, RetryBudget
 from gateway.letta.deadlines import Limits
+from gateway.letta.rest_agents import LettaAgents
 from gateway.letta.rest_ask import Raw, anything
 from gateway.letta.rest_blocks import LettaBlocks, Overlays
 from gateway.letta.rest_bridge import Bridge
+from gateway.letta.rest_memory import LettaMemory
+from gateway.letta.rest_prompts import Prompts
 from gateway.letta.rest_returns import decode_messages, waiting_calls
+from gateway.letta.rest_runs import Runs
 from gateway.letta.rest_turn import RestTurn
 from gateway.letta.wire import (
+    OWN_THREAD,
     AgentProfile,
     AgentRow,
     decode_agent,
@@ -40,6 +45,7 @@ from gateway.letta.wire import (
 )
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
+from gateway.translation.agent_events import Usage
 from gateway.translation.agent_turn import AgentTurn, Overlay
 
 T = TypeVar("T")
@@ -70,8 +76,6 @@ CALL_MESSAGES: Final[list[MessageType]] = [
 """The kinds of messages that tell which calls wait."""
 LATEST_CALLS: Final = 20
 """Messages about calls in which the ones that wait are looked for: they are among the newest three."""
-DEFAULT_CONVERSATION: Final = "default"
-"""What Letta calls an agent's own thread."""
 _is_id: Final = re.compile(r"agent-[A-Za-z0-9_-]{1,100}").fullmatch
 """What may be an agent's id; a slash in it, however encoded, is a path of its own to Letta."""
 
@@ -105,6 +109,10 @@ class RestBackend:
         self._is_native: bool | None = None
         self.bridge = Bridge(self._control, self._ask)
         self._overlays = Overlays(LettaBlocks(self._control, self._ask))
+        self._agents = LettaAgents(self._control, self._ask)
+        self.prompts = Prompts(self._control, self._ask, tasks)
+        self._memory = LettaMemory(self._control, self._ask, self.prompts)
+        self.runs = Runs(self._control, self._ask)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -113,10 +121,17 @@ class RestBackend:
 
     async def agents(self) -> list[Agent]:
         """Return every agent, page by page."""
+        return await self._all_agents()
+
+    async def find_tagged(self, tag: str) -> list[Agent]:
+        """Return the agents that have this tag, page by page."""
+        return await self._all_agents(tag)
+
+    async def _all_agents(self, *tags: str) -> list[Agent]:
         agents: dict[str, Agent] = {}
         after: str | Omit = omit
         for _ in range(MOST_PAGES):
-            page = await self._page(after=after)
+            page = await self._page(after=after, tags=tags)
             known = len(agents)
             agents.update((row.id, row.agent()) for row in page)
             # An agent deleted between two pages makes its cursor unknown, and Letta then starts from the top again.
@@ -131,7 +146,7 @@ class RestBackend:
         found = [row.agent() for row in rows if row.name == name_or_id]
         if _is_id(name_or_id):
             with contextlib.suppress(AgentGone, UpstreamRejected):
-                found.append((await self._ask(self._retrieve(name_or_id), decode_agent)).agent())
+                found.append((await self._ask(self._retrieve(name_or_id, "agent.tags"), decode_agent)).agent())
         return found
 
     def turn(self, turn: AgentTurn) -> RestTurn:
@@ -141,7 +156,7 @@ class RestBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Tell what V1 and Cloud can do."""
-        return Capabilities(overlays=True)
+        return Capabilities(overlays=True, providers=True)
 
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation of an agent's and return its id."""
@@ -151,6 +166,26 @@ class RestBackend:
         """Delete a conversation, as Letta does it: nobody sees it any more."""
         with contextlib.suppress(AgentGone):
             await self._ask(self._delete_conversation(conversation_id), anything)
+
+    async def create_agent(self, spec: AgentSpec) -> Agent:
+        """Make an agent of the present type, with no tools but those named."""
+        return await self._agents.create(spec)
+
+    async def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent with its memory and conversations."""
+        await self._agents.delete(agent_id)
+
+    async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
+        """Return an agent's memory blocks, without the gateway's own."""
+        return await self._memory.blocks(agent_id)
+
+    async def write_memory(self, agent_id: str, label: str, value: str) -> MemoryBlock:
+        """Replace the text of a memory block."""
+        return await self._memory.write(agent_id, label, value)
+
+    async def spent(self, turn: SentTurn) -> Usage | None:
+        """Stop the run that a turn began, and return what it took."""
+        return await self.runs.spent(turn)
 
     async def details(self, agent_id: str) -> AgentDetails:
         """Return what an agent is, as it is now."""
@@ -227,21 +262,29 @@ class RestBackend:
             self._breaker.succeeded()
         self.metrics.breaker_open.set(self._breaker.is_open)
 
-    async def _page(self, *, name: str | Omit = omit, after: str | Omit = omit) -> list[AgentRow]:
+    async def _page(
+        self, *, name: str | Omit = omit, after: str | Omit = omit, tags: Sequence[str] = ()
+    ) -> list[AgentRow]:
         try:
-            return await self._ask(self._list_page(name, after), decode_agents)
+            return await self._ask(self._list_page(name, after, tags), decode_agents)
         except (AgentGone, UpstreamRejected) as error:
             raise UpstreamInvalid(should_retry=False) from error  # no listing: whatever answers there is no Letta
 
-    async def _list_page(self, name: str | Omit, after: str | Omit) -> Raw:
+    async def _list_page(self, name: str | Omit, after: str | Omit, tags: Sequence[str]) -> Raw:
         return await self._control.agents.with_raw_response.list(
-            name=name, after=after, limit=PAGE, order="asc", order_by="created_at"
+            name=name,
+            after=after,
+            tags=list(tags) or omit,
+            include=["agent.tags"],
+            limit=PAGE,
+            order="asc",
+            order_by="created_at",
         )
 
     async def _health(self) -> Raw:
         return await self._control.with_raw_response.health()
 
-    async def _retrieve(self, agent_id: str, *include: Literal["agent.tools"]) -> Raw:
+    async def _retrieve(self, agent_id: str, *include: Literal["agent.tools", "agent.tags"]) -> Raw:
         return await self._control.agents.with_raw_response.retrieve(agent_id, include=list(include) or omit)
 
     async def _create_conversation(self, agent_id: str) -> Raw:
@@ -254,7 +297,7 @@ class RestBackend:
         if conversation_id is None:
             return await self._control.agents.messages.with_raw_response.list(
                 agent_id,
-                conversation_id=DEFAULT_CONVERSATION,
+                conversation_id=OWN_THREAD,
                 limit=LATEST_CALLS,
                 order="desc",
                 include_return_message_types=CALL_MESSAGES,

@@ -17,7 +17,14 @@ import aiohttp
 import structlog
 from msgspec import structs
 
-from gateway.errors import AgentGone, ConversationGone, GatewayError, PendingApproval, UpstreamInvalid
+from gateway.errors import (
+    AgentGone,
+    ConversationGone,
+    GatewayError,
+    PendingApproval,
+    UpstreamInvalid,
+    UpstreamTimeout,
+)
 from gateway.letta import upstream_errors
 from gateway.letta.backend import Ready, Take, always_ready
 from gateway.letta.deadlines import NEVER, TurnDeadlines
@@ -27,9 +34,10 @@ from gateway.letta.frames import TurnStream
 from gateway.letta.read_hook import told_of_reads
 from gateway.letta.rest_bridge import Loan, bridge_name
 from gateway.letta.rest_returns import NOTHING, Settled, settle
+from gateway.letta.rest_runs import MARK_HEADER
 from gateway.letta.rest_tools import ClientTools, native_names
-from gateway.letta.wire import turn_body
-from gateway.translation.agent_events import Batch, Failure
+from gateway.letta.wire import otid_of, turn_body
+from gateway.translation.agent_events import Batch, Failure, Usage
 from gateway.translation.agent_turn import AgentTurn
 
 if TYPE_CHECKING:
@@ -76,6 +84,8 @@ class RestTurn:
         self._must_look = False
         self._seen = 0
         self._is_lost = False
+        self._attempts = 0
+        self._may_run = False
         self._now = asyncio.get_running_loop().time
 
     @property
@@ -229,6 +239,27 @@ class RestTurn:
         await self._answered(self._request)
         await self.deliver(_unheard, always_ready)
 
+    async def usage(self) -> Usage | None:
+        """Return what the run took: as its stream told at its end, for all its steps, or as Letta has it."""
+        frames = self._stream.frames
+        if frames.over and frames.used is None:
+            await self._hear_the_rest()
+        if frames.used is not None:
+            return frames.used
+        if frames.run_id is not None:
+            return await self._backend.runs.usage(frames.run_id)
+        if self._may_run:  # or may begin to just now: only later can Letta say
+            raise UpstreamTimeout("Whether the Letta server took the turn is not known yet.", should_retry=False)
+        return None
+
+    async def _hear_the_rest(self) -> None:
+        """Read to the end of the body, unheard: what the turn took comes behind its end, and V1 cleans up before it."""
+        if self._response is not None:
+            with contextlib.suppress(*_BROKEN):
+                async with asyncio.timeout(SETTLE):
+                    while data := await self._response.content.readany():
+                        self._stream.feed(data)
+
     def close(self) -> None:
         """Free the connection and the timer."""
         if self._closed:
@@ -274,6 +305,8 @@ class RestTurn:
 
     async def _send(self) -> aiohttp.ClientResponse:
         backend, turn = self._backend, self._turn
+        if turn.conversation_id is not None:
+            await backend.prompts.see_current(turn.conversation_id)
         settled = NOTHING
         # Results are never sent on trust: where Letta has an answer to a call, it drops a second one and says nothing.
         if turn.returns or self._has_looked:
@@ -285,6 +318,7 @@ class RestTurn:
         if response.status == 200 and response.content_type == "text/event-stream":  # noqa: PLR2004
             self._response = response  # whoever waits for it: from here on it is closed with the turn
             return response
+        self._may_run = response.status >= 500  # noqa: PLR2004
         raise await self._refusal(response)
 
     async def _waiting_calls(self) -> tuple[str, ...]:
@@ -300,7 +334,7 @@ class RestTurn:
         turn, backend = self._turn, self._backend
         if not turn.tools and not settled.answers:
             self._stream = TurnStream(ClientTools())
-            return turn_body(turn, settled)
+            return turn_body(turn, settled, otid=self._otid())
         profile = await backend.profile(turn.agent_id)
         offered = turn.tools
         if turn.tools and await backend.needs_bridge(profile):
@@ -312,7 +346,11 @@ class RestTurn:
             offered = tuple(structs.replace(tool, name=name) for tool, name in zip(turn.tools, names, strict=True))
         tools = ClientTools(turn.tools, names, is_legacy=profile.is_legacy)
         self._stream = TurnStream(tools, [said.call_id for said in settled.answers])
-        return turn_body(turn, settled, offered, is_legacy=profile.is_legacy)
+        return turn_body(turn, settled, offered, is_legacy=profile.is_legacy, otid=self._otid())
+
+    def _otid(self) -> str | None:
+        self._attempts += 1
+        return None if self._turn.mark is None else otid_of(self._turn.mark, self._attempts)
 
     async def _borrow(self) -> None:
         if self._loan is None:
@@ -339,13 +377,16 @@ class RestTurn:
         return error
 
     async def _connect(self, body: bytes) -> aiohttp.ClientResponse:
-        backend = self._backend
+        backend, mark = self._backend, self._turn.mark
+        headers = None if mark is None else {MARK_HEADER: mark}
         for pause in (*CONNECT_PAUSES, None):
             try:
                 # aiohttp writes a large body in pieces only from a file.
                 data = body if len(body) < LARGE_BODY else io.BytesIO(body)
-                return await backend.session.post(self._path(), data=data, allow_redirects=False)
+                self._may_run = True
+                return await backend.session.post(self._path(), data=data, headers=headers, allow_redirects=False)
             except upstream_errors.FOREIGN as error:
+                self._may_run = not isinstance(error, upstream_errors.NOT_DELIVERED)
                 retriable = upstream_errors.worth_another_try(error)
                 if pause is None or not retriable or not backend.budget.allows():
                     backend.observe(None)

@@ -19,8 +19,18 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from gateway.errors import AgentGone, GatewayError
-from gateway.letta.backend import Agent, AgentDetails, Capabilities, Ready, Take, always_ready
+from gateway.errors import AgentGone, GatewayError, InvalidRequest, MemoryNotFound
+from gateway.letta.backend import (
+    Agent,
+    AgentDetails,
+    AgentSpec,
+    Capabilities,
+    MemoryBlock,
+    Ready,
+    SentTurn,
+    Take,
+    always_ready,
+)
 from gateway.letta.event_stream import EventStream
 from gateway.letta.frames import DONE, FrameDecoder
 from gateway.translation.agent_events import Batch, Failure, Stop, StopReason, TextDelta, Usage
@@ -58,12 +68,14 @@ class Script(msgspec.Struct, frozen=True):
 
     ``steps`` is its stream, which ends where they end: with no ``Stop`` or ``Failure`` among them, it is a stream that
     was cut off. ``opening`` happens in ``open`` (a ``Break`` refuses the turn: the next ``open`` goes on after it),
-    ``settling`` in ``cancel``.
+    ``settling`` in ``cancel``. ``counted`` is what Letta says that the turn took where that was not heard to its end:
+    what was heard of it, unless told otherwise.
     """
 
     steps: tuple[Step, ...] = ()
     opening: tuple[Wait | Break, ...] = ()
     settling: tuple[Wait | Break, ...] = ()
+    counted: Usage | Break | None = None
 
 
 def says(*texts: str, stop: StopReason = "end_turn", usage: Usage | None = None) -> Script:
@@ -105,6 +117,8 @@ class ScriptedTurn:
         self.closed = False
         self._opening: deque[Step] = deque(script.opening)
         self._steps: deque[Step] = deque(script.steps)
+        self._counted = script.counted
+        self._used: Usage | None = None
         self._settling: deque[Step] = deque(script.settling)
         self._waiting: asyncio.Timeout | None = None
         self._delivered = False
@@ -134,6 +148,7 @@ class ScriptedTurn:
             if isinstance(step, list):
                 self._steps.popleft()
                 self._over = self._over or any(isinstance(event, Stop | Failure) for event in step)
+                self._count(step)
                 self.heard += 1
                 if not take(step):
                     await ready()
@@ -162,9 +177,24 @@ class ScriptedTurn:
         await self._play_opening()
         await self.deliver(lambda _: True, always_ready)
 
+    async def usage(self) -> Usage | None:
+        """Return what was heard of it, or what the script says of a turn that was not heard to its end."""
+        match self._counted:
+            case Break(error=error) if self._steps:
+                raise error
+            case Usage() if self._steps:
+                return self._counted
+            case _:
+                return self._used
+
     def close(self) -> None:
         """Note it."""
         self.closed = True
+
+    def _count(self, batch: Batch) -> None:
+        for event in batch:
+            if isinstance(event, Usage):
+                self._used = event if self._used is None else self._used.plus(event)
 
     async def _play_opening(self) -> None:
         while self._opening:
@@ -195,7 +225,9 @@ class ScriptedBackend:
     ``holding`` is waited for before each such answer. ``turns`` are those that were started, in order; ``listings``
     ``pings`` and ``cleanings`` count; ``searches`` are the names that were asked for; ``closed`` tells whether it was.
     ``conversations`` are those that were made, by id, with their agents, ``deleted`` those that were deleted, and
-    ``overlays`` what agents are shown just now.
+    ``overlays`` what agents are shown just now. ``specs`` are what agents were made of, ``memories`` what they have in
+    mind, both by their ids, and ``gone`` the agents that were deleted. ``spendings`` are what turns took that nobody
+    heard, by their marks, and ``reconciled`` those that were asked for.
     """
 
     def __init__(self, agents: Iterable[Agent] = (), usual: Script = USUAL) -> None:
@@ -208,11 +240,16 @@ class ScriptedBackend:
         self.searches: list[str] = []
         self.pings = 0
         self.closed = False
-        self.capabilities = Capabilities(overlays=True)
+        self.capabilities = Capabilities(overlays=True, providers=False)
         self.conversations: dict[str, str] = {}
         self.deleted: list[str] = []
         self.cleanings = 0
         self.overlays: dict[str, Overlay] = {}
+        self.specs: dict[str, AgentSpec] = {}
+        self.memories: dict[str, dict[str, MemoryBlock]] = {}
+        self.gone: list[str] = []
+        self.spendings: dict[str, Usage] = {}
+        self.reconciled: list[SentTurn] = []
         self._scripts: deque[Script] = deque()
 
     def play(self, *scripts: Script) -> None:
@@ -252,9 +289,55 @@ class ScriptedBackend:
     async def details(self, agent_id: str) -> AgentDetails:
         """Return the same for every agent that is listed."""
         await self._answer()
-        if all(agent.id != agent_id for agent in self.listed):
-            raise AgentGone(should_retry=False)
+        self._see_there(agent_id)
         return AgentDetails("An agent of a script.", "scripted/model", ("memory",))
+
+    async def find_tagged(self, tag: str) -> list[Agent]:
+        """Return the agents that have this tag."""
+        await self._answer()
+        return [agent for agent in self.listed if tag in agent.tags]
+
+    async def create_agent(self, spec: AgentSpec) -> Agent:
+        """Make an agent, and note what of."""
+        await self._answer()
+        agent = Agent(f"agent-made-{len(self.specs) + 1}", spec.name, len(self.specs) + 1, spec.tags)
+        self.specs[agent.id] = spec
+        self.memories[agent.id] = {block.label: block for block in spec.blocks}
+        self.listed.append(agent)
+        return agent
+
+    async def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent, and note it."""
+        await self._answer()
+        self.gone.append(agent_id)
+        self.memories.pop(agent_id, None)
+        self.listed = [agent for agent in self.listed if agent.id != agent_id]
+
+    async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
+        """Return what an agent has in mind."""
+        await self._answer()
+        self._see_there(agent_id)
+        return tuple(block for _, block in sorted(self.memories.get(agent_id, {}).items()))
+
+    async def write_memory(self, agent_id: str, label: str, value: str) -> MemoryBlock:
+        """Replace the text of a memory block, within its limit."""
+        await self._answer()
+        self._see_there(agent_id)
+        blocks = self.memories.get(agent_id, {})
+        if label not in blocks:
+            raise MemoryNotFound
+        limit = blocks[label].limit
+        if limit is not None and len(value) > limit:
+            raise InvalidRequest(f"This memory block takes at most {limit} characters.", param="value")
+        blocks[label] = msgspec.structs.replace(blocks[label], value=value)
+        return blocks[label]
+
+    async def spent(self, turn: SentTurn) -> Usage | None:
+        """Return what a turn took: as it was told, or as it was heard."""
+        self.reconciled.append(turn)
+        await self._answer()
+        heard = [played for played in self.turns if played.sent.mark == turn.mark]
+        return self.spendings.get(turn.mark) or (await heard[0].usage() if heard else None)
 
     async def put_on(self, agent_id: str, overlay: Overlay) -> None:
         """Note what the agent is shown."""
@@ -278,6 +361,10 @@ class ScriptedBackend:
     async def close(self) -> None:
         """Note it."""
         self.closed = True
+
+    def _see_there(self, agent_id: str) -> None:
+        if all(agent.id != agent_id for agent in self.listed):
+            raise AgentGone(should_retry=False)
 
     async def _answer(self) -> None:
         if self.holding is not None:

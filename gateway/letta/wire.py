@@ -23,6 +23,9 @@ from gateway.translation.agent_turn import (
 )
 from gateway.translation.replay import as_messages, as_text, result_in_words
 
+OWN_THREAD: Final = "default"
+"""What Letta calls an agent's own thread among its conversations."""
+
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -52,10 +55,11 @@ class ImageContent(msgspec.Struct, tag_field="type", tag="image"):
 
 
 class OutgoingMessage(msgspec.Struct):
-    """A message: a string, or parts."""
+    """A message: a string, or parts; ``otid`` is a name that its sender gives it."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[TextContent | ImageContent]
+    otid: str | UnsetType = UNSET
 
 
 class Return(msgspec.Struct, tag_field="type", tag="tool"):
@@ -106,11 +110,27 @@ class TurnBody(msgspec.Struct):
     client_tools: list[OfferedTool] | UnsetType = UNSET
 
 
+def otid_of(mark: str, attempt: int | str = "") -> str:
+    """Return what names the message of a turn, each time that it is sent; of no attempt, what they begin with.
+
+    An App Server drops a message whose name it has seen within the hour, and V1 with Redis may do so too.
+    """
+    return f"{mark}.{attempt}"
+
+
 def turn_body(
-    turn: AgentTurn, settled: Settled = NOTHING, tools: Sequence[ClientTool] = (), *, is_legacy: bool = False
+    turn: AgentTurn,
+    settled: Settled = NOTHING,
+    tools: Sequence[ClientTool] = (),
+    *,
+    is_legacy: bool = False,
+    otid: str | None = None,
 ) -> bytes:
-    """Return the JSON body of a turn that settles calls so and offers these tools."""
-    messages: list[Outgoing] = [*_returns(settled), *_messages(turn, settled)]
+    """Return the JSON body of a turn that settles calls so, offers these tools, and names its last message."""
+    said = list(_messages(turn, settled))
+    if otid is not None and said:
+        said[-1].otid = otid
+    messages: list[Outgoing] = [*_returns(settled), *said]
     return _encode(
         TurnBody(
             [_refusal(turn, settled)] if is_legacy and settled.answers else messages,
@@ -183,10 +203,12 @@ class AgentRow(msgspec.Struct):
     id: str
     name: str
     created_at: dt.datetime | None = None
+    tags: list[str] | None = None
 
     def agent(self) -> Agent:
         """Return the agent; 0 stands for a time that Letta does not tell."""
-        return Agent(self.id, self.name, int(self.created_at.timestamp()) if self.created_at else 0)
+        created = int(self.created_at.timestamp()) if self.created_at else 0
+        return Agent(self.id, self.name, created, tuple(self.tags or ()))
 
 
 PRESENT_TYPES: Final = frozenset({"letta_v1_agent", "sleeptime_agent"})

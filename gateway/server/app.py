@@ -19,11 +19,19 @@ from gateway.letta.probe import Probe
 from gateway.letta.rest import RestBackend, RestConfig
 from gateway.metrics import Metrics
 from gateway.server import cors
+from gateway.server.accounts import Accounts
 from gateway.server.client_address import TrustedNetworks
 from gateway.server.descriptors import turns_that_fit
 from gateway.server.drain import DrainSwitch
 from gateway.server.edge import first_middleware, operator_rule, response_headers
-from gateway.server.lifecycle import backend_context, loop_lag_context, sweep_context, tasks_context
+from gateway.server.lifecycle import (
+    accounts_context,
+    backend_context,
+    loop_lag_context,
+    services_context,
+    sweep_context,
+    tasks_context,
+)
 from gateway.server.routes import OPERATIONS, ROUTES, add_routes
 from gateway.settings import LETTA_CLOUD, Settings
 from gateway.storage.engine import Database
@@ -39,13 +47,14 @@ def build_app(
     metrics: Metrics | None = None,
     local: LocalLetta | None = None,
 ) -> web.Application:
-    """Return the gateway as an application; raises ``SettingError`` for a chain that cannot be built.
+    """Return the gateway as an application; raises ``SettingError`` for what cannot be built.
 
     Made inside a running event loop, as the connections to Letta belong to it; the database is the caller's to close.
     """
     chain = build_chain(settings)  # first: what may fail comes before what must be closed
     metrics, tasks = metrics or Metrics(), TaskSet()
     letta = backend or build_backend(settings, metrics, tasks)
+    accounts = Accounts(settings, database, letta, tasks)
     trusted = TrustedNetworks(settings.trusted_networks)
     app = web.Application(middlewares=[first_middleware(trusted), *chain])
     app[keys.SETTINGS] = settings
@@ -57,14 +66,17 @@ def build_app(
     app[keys.DATABASE] = database
     app[keys.RESPONSES] = Responses(database)
     app[keys.ATTEMPTS] = Attempts(Outcomes(database), tasks)
-    app[keys.TURNS] = turns = TurnRegistry(letta, turn_policy(settings), metrics, tasks)
+    accounts.hand_over(app)
+    app[keys.TURNS] = turns = TurnRegistry(letta, accounts.ledger, turn_policy(settings), metrics, tasks)
     app[keys.CHATS] = Chats(turns, letta, database, chat_policy(settings), tasks)
     app[keys.DRAIN] = DrainSwitch()
     app[keys.LOCAL] = local
     app[keys.IS_OPERATOR] = operator_rule(settings, trusted)
     add_routes(app, (*ROUTES, *cors.PREFLIGHT) if settings.cors_origins else ROUTES)
     app.on_response_prepare.append(response_headers(frozenset(settings.cors_origins)))
-    app.cleanup_ctx.extend([backend_context, tasks_context, loop_lag_context, sweep_context])
+    app.cleanup_ctx.extend(
+        [backend_context, services_context, tasks_context, loop_lag_context, accounts_context, sweep_context]
+    )
     return app
 
 

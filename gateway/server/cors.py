@@ -6,7 +6,7 @@ from aiohttp import web
 
 from gateway.server.routes import Route
 
-METHODS: Final = "GET, POST, OPTIONS"
+METHODS: Final = "GET, POST, PATCH, DELETE, OPTIONS"
 EXPOSED: Final = (
     "X-Request-Id, Retry-After, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
     "x-ratelimit-reset-requests"
@@ -20,7 +20,10 @@ async def preflight(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-PREFLIGHT: Final = (Route("OPTIONS", "/v1/{path:.*}", preflight, "open"),)
+PREFLIGHT: Final = (
+    Route("OPTIONS", "/v1/{path:.*}", preflight, "open"),
+    Route("OPTIONS", "/api/v1/{path:.*}", preflight, "open"),
+)
 
 
 def allow(request: web.BaseRequest, response: web.StreamResponse, origins: frozenset[str]) -> None:

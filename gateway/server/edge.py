@@ -1,7 +1,7 @@
 """What surrounds every request, whatever the chain: its notes, and the headers of its answer."""
 
-import hmac
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -10,8 +10,11 @@ from gateway import keys
 from gateway.server import cors
 from gateway.server.client_address import TrustedNetworks
 from gateway.settings import Settings, is_loopback
-from middleware.auth import credential, host_name
+from middleware.auth import credential, holds, host_name
 from middleware.contract import AiohttpMiddleware
+
+ANYBODY: Final = keys.Caller("local")
+"""Who asks where there are no API keys: whoever is on this machine."""
 
 
 def first_middleware(trusted: TrustedNetworks) -> AiohttpMiddleware:
@@ -20,8 +23,9 @@ def first_middleware(trusted: TrustedNetworks) -> AiohttpMiddleware:
     @web.middleware
     async def first(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[keys.NOTES] = keys.RequestNotes(client=trusted.client_of(request))
+        request[keys.CALLER] = ANYBODY
         request[keys.RESPONSE_HEADERS] = {}
-        if request.app[keys.ACCESS](request) != "api":
+        if request.app[keys.ACCESS](request) not in ("api", "user"):
             return await handler(request)
         with request.app[keys.DRAIN].request():
             return await handler(request)
@@ -31,11 +35,9 @@ def first_middleware(trusted: TrustedNetworks) -> AiohttpMiddleware:
 
 def operator_rule(settings: Settings, trusted: TrustedNetworks) -> Callable[[web.Request], bool]:
     """Return the rule of who is the operator: who holds the key, or asks from a trusted network."""
-    operator_key = settings.operator_key.encode()
 
     def is_operator(request: web.Request) -> bool:
-        given = credential(request)
-        if operator_key and given and hmac.compare_digest(operator_key, given.encode("utf-8", "surrogateescape")):
+        if holds(settings.operator_key, credential(request)):
             return True
         client = request[keys.NOTES].client or ""
         if is_loopback(client) and not is_loopback(host_name(f"//{request.headers.get('Host', '')}")):

@@ -29,6 +29,19 @@ async def backend_context(app: web.Application) -> AsyncIterator[None]:
     await app[keys.BACKEND].close()
 
 
+async def services_context(app: web.Application) -> AsyncIterator[None]:
+    """Close the connections to those who know passwords and prices."""
+    yield
+    await app[keys.ACCOUNTS].close()
+
+
+async def accounts_context(app: web.Application) -> AsyncIterator[None]:
+    """Settle what dead gateways left behind before anything is served, and write down the last figures at the end."""
+    await app[keys.ACCOUNTS].start()
+    yield
+    await app[keys.ACCOUNTS].end()
+
+
 async def tasks_context(app: web.Application) -> AsyncIterator[None]:
     """See background tasks done before the connections that they use are closed."""
     yield
@@ -60,6 +73,7 @@ async def _sweep(app: web.Application) -> None:
         now = time.time()
         try:
             await app[keys.CHATS].sweep(now)
+            await app[keys.ACCOUNTS].sweep(now)
             if now >= purge_at:
                 await app[keys.ATTEMPTS].purge(now)
                 await app[keys.RESPONSES].purge(now - KEEP_RESPONSES)

@@ -7,7 +7,19 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway import keys
-from gateway.handlers import chat_completions, models, operations, responses
+from gateway.handlers import (
+    chat_completions,
+    models,
+    openapi,
+    operations,
+    platform_admin,
+    platform_agent,
+    platform_auth,
+    platform_chat,
+    platform_usage,
+    platform_user,
+    responses,
+)
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -25,8 +37,7 @@ OPERATIONS: Final = (
     Route("GET", "/metrics", operations.metrics, "operator"),
 )
 
-ROUTES: Final = (
-    *OPERATIONS,
+OPENAI: Final = (
     Route("GET", "/v1/models", models.list_models, "api"),
     Route("GET", "/v1/models/{model:.+}", models.retrieve, "api"),
     Route("POST", "/v1/chat/completions", chat_completions.create, "api"),
@@ -36,6 +47,43 @@ ROUTES: Final = (
     Route("GET", "/v1/responses/{response}/input_items", responses.list_input_items, "api"),
     Route("POST", "/v1/responses/{response}/cancel", responses.cancel, "api"),
 )
+
+PLATFORM: Final = (
+    Route("GET", "/.well-known/jwks.json", platform_auth.jwks, "open"),
+    Route("GET", "/api/v1/openapi.json", openapi.document, "open"),
+    Route("POST", "/api/v1/auth/register", platform_auth.register, "open"),
+    Route("POST", "/api/v1/auth/login", platform_auth.login, "open"),
+    Route("POST", "/api/v1/auth/refresh", platform_auth.refresh, "open"),
+    Route("POST", "/api/v1/auth/logout", platform_auth.logout, "user"),
+    Route("POST", "/api/v1/auth/password", platform_auth.change_password, "user"),
+    Route("GET", "/api/v1/auth/me", platform_auth.me, "user"),
+    Route("POST", "/api/v1/chat/message", platform_chat.send, "user"),
+    Route("GET", "/api/v1/chat/history", platform_chat.history, "user"),
+    Route("DELETE", "/api/v1/chat/history", platform_chat.delete_history, "user"),
+    Route("GET", "/api/v1/agent/status", platform_agent.status, "user"),
+    Route("GET", "/api/v1/agent/memory", platform_agent.memory, "user"),
+    Route("PATCH", "/api/v1/agent/memory/{label}", platform_agent.write_memory, "user"),
+    Route("POST", "/api/v1/agent/reset", platform_agent.reset, "user"),
+    Route("GET", "/api/v1/user/profile", platform_user.profile, "user"),
+    Route("PATCH", "/api/v1/user/profile", platform_user.change_profile, "user"),
+    Route("GET", "/api/v1/user/usage", platform_usage.usage, "user"),
+    Route("GET", "/api/v1/user/export", platform_user.export, "user"),
+    Route("DELETE", "/api/v1/user", platform_user.delete, "user"),
+    Route("GET", "/api/v1/user/keys", platform_user.list_keys, "user"),
+    Route("POST", "/api/v1/user/keys", platform_user.create_key, "user"),
+    Route("DELETE", "/api/v1/user/keys/{key}", platform_user.delete_key, "user"),
+    Route("GET", "/api/v1/admin/users", platform_admin.list_users, "admin"),
+    Route("POST", "/api/v1/admin/users", platform_admin.create_user, "admin"),
+    Route("GET", "/api/v1/admin/users/{user}", platform_admin.retrieve_user, "admin"),
+    Route("PATCH", "/api/v1/admin/users/{user}", platform_admin.change_user, "admin"),
+    Route("DELETE", "/api/v1/admin/users/{user}", platform_admin.delete_user, "admin"),
+    Route("POST", "/api/v1/admin/users/{user}/block", platform_admin.block_user, "admin"),
+    Route("POST", "/api/v1/admin/users/{user}/unblock", platform_admin.unblock_user, "admin"),
+    Route("GET", "/api/v1/admin/users/{user}/usage", platform_usage.user_usage, "admin"),
+    Route("GET", "/api/v1/admin/usage", platform_usage.all_usage, "admin"),
+)
+
+ROUTES: Final = (*OPERATIONS, *OPENAI, *PLATFORM)
 
 
 def add_routes(app: web.Application, routes: tuple[Route, ...]) -> None:

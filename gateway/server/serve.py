@@ -15,19 +15,21 @@ import uvloop
 from aiohttp import web
 
 from gateway import keys
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, StorageUnavailable
 from gateway.letta.backend import AgentBackend
 from gateway.letta.embedded import EmbeddedFailed
 from gateway.letta.local import LocalLetta, running_local_letta
 from gateway.metrics import Metrics
 from gateway.server import descriptors, drain, logs
+from gateway.server.accounts import account_secrets
 from gateway.server.app import build_app, build_operations_app
 from gateway.server.listener import Listener
 from gateway.server.local_letta import local_config
 from gateway.settings import Settings
-from gateway.storage.address import address_of
+from gateway.storage.address import Address, PostgresServer, address_of
 from gateway.storage.engine import Database
 from gateway.storage.failures import StorageFailed
+from gateway.storage.opening import has_wal_reset_bug
 from gateway.tasks import TaskSet
 from middleware.chain import build_chain
 
@@ -55,21 +57,30 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
 async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
     signals, metrics, tasks = SignalCount(), Metrics(), TaskSet()
     async with contextlib.AsyncExitStack() as stack:
-        local = None
+        local, address = None, _address(settings)
+        # What is wrong with the settings is said before anything is started.
+        account_secrets(settings, is_shared=isinstance(address, PostgresServer))
         if not settings.letta_base_url:
-            build_chain(settings)  # what is wrong with it is said before anything is started
+            build_chain(settings)
             local = await _started_local(stack, settings, metrics, tasks, signals)
             if local is None:
                 return
             settings = msgspec.structs.replace(settings, letta_base_url=local.url, letta_api_key=local.child.token)
-        database = await _opened(settings)
+        database = await _opened(address)
         stack.push_async_callback(database.close)
         await _listen(settings, build_app(settings, database, metrics=metrics, local=local), signals, announce)
 
 
-async def _opened(settings: Settings) -> Database:
+def _address(settings: Settings) -> Address:
     try:
-        return await Database.open(address_of(settings.database_url, Path(settings.home)))
+        return address_of(settings.database_url, Path(settings.home))
+    except StorageFailed as error:
+        raise StartFailed(str(error)) from None
+
+
+async def _opened(address: Address) -> Database:
+    try:
+        return await Database.open(address)
     except StorageFailed as error:
         raise StartFailed(str(error)) from None
 
@@ -114,10 +125,16 @@ async def _listen(
                 await listener.start()
             except OSError as error:
                 raise StartFailed(f"cannot listen on {listener.address}: {error.strerror or error}.") from None
+            except StorageUnavailable as error:
+                raise StartFailed(
+                    f"the database does not answer ({error.reason}): look after it, then start again."
+                ) from None
+        await _check_kind(settings, app[keys.BACKEND])
         gc.collect()
         gc.freeze()  # what is loaded by now stays: the collector need not walk it again while streams wait
         announce(banner(settings, listeners[0].port, app[keys.LOCAL]))
         app[keys.TASKS].spawn(_clean_up(app[keys.BACKEND]), "clean up letta")
+        _warn_of_sqlite(app[keys.DATABASE])
         _log.info("serving", host=settings.host, port=listeners[0].port)
         await signals.first.wait()
         ending = app[keys.TASKS].spawn(drain.drain(app, settings.grace), "drain")
@@ -131,6 +148,28 @@ async def _listen(
         for listener in listeners:
             await listener.stop()
     _log.info("stopped")
+
+
+async def _check_kind(settings: Settings, backend: AgentBackend) -> None:
+    """Refuse what this kind of Letta cannot do; where it does not answer yet, making an agent is refused later."""
+    if settings.billing != "litellm":
+        return
+    try:
+        await backend.ping()
+    except GatewayError as error:
+        _log.warning("letta does not answer: whether it can bill by litellm is not known yet", code=error.code)
+        return
+    if not backend.capabilities.providers:
+        raise StartFailed(
+            "LETTA_GATEWAY_BILLING=litellm needs a Letta V1 server, as agents of an App Server have no provider of "
+            "their own: set it to local, or LETTA_BASE_URL to another server."
+        )
+
+
+def _warn_of_sqlite(database: Database) -> None:
+    """Say once that no other program should write to the database; nothing is refused, as the gateway alone is safe."""
+    if not database.is_shared and has_wal_reset_bug():
+        _log.warning("this SQLite has the WAL-reset bug: let no other program write to gateway.db while it is in use")
 
 
 async def _clean_up(backend: AgentBackend) -> None:

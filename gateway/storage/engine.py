@@ -47,7 +47,7 @@ class Connection:
         return self._raw.dialect
 
     async def execute(
-        self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None
+        self, statement: Executable, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
     ) -> CursorResult[Any]:
         """Run a statement, once or for each row of parameters; raises ``StorageUnavailable``."""
         return await self._steps.run(self._raw.execute(statement, rows))

@@ -34,6 +34,15 @@ _SERVER: Final = {
 }
 
 
+def has_wal_reset_bug(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
+    """Tell whether SQLite may lose a commit when two connections write while its log begins anew.
+
+    3.7.0 to 3.51.2 may; 3.44.6 and 3.50.7 have the correction of 3.51.3. The gateway itself writes by one connection.
+    """
+    is_corrected = (3, 44, 6) <= version < (3, 45, 0) or (3, 50, 7) <= version < (3, 51, 0)
+    return (3, 7, 0) <= version < (3, 51, 3) and not is_corrected
+
+
 async def prepare(file: SqliteFile) -> None:
     """Make the file and its folder where they are missing; raises ``StorageFailed``."""
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:

@@ -92,6 +92,8 @@ class AgentTurn(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str
     conversation_id: str | None = None
     """None for the agent's own thread."""
+    mark: str | None = None
+    """A name by which Letta may be asked for this turn later; unique."""
     history: tuple[Said, ...] = ()
     news: tuple[UserSaid | Instructed, ...] = ()
     returns: tuple[ToolResult, ...] = ()

@@ -28,6 +28,15 @@ def storable(value: str, path: str) -> str:
     return value
 
 
+def replaced(value: str) -> str:
+    """Return a text as databases take it: NUL characters and half surrogates become U+FFFD."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value.replace("\0", "\ufffd")
+
+
 def image(url: str, path: str) -> ImageData | ImageUrl:
     """Return an image by its data: URL or its public https: URL."""
     if url.startswith("data:"):

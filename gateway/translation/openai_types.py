@@ -119,7 +119,7 @@ class JsonSchema(Struct):
 
     name: str
     description: str | None = None
-    schema: msgspec.Raw = msgspec.Raw(b"null")
+    schema: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     strict: bool | None = None
 
 

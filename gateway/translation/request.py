@@ -221,11 +221,18 @@ def _said(message: Message, path: str, *, is_news: bool) -> Said | None:
 
 
 def _user(message: UserMessage, path: str, *, is_news: bool) -> UserSaid | None:
-    if not is_news and not message.content:
-        return None
+    return user_said(message, path) if is_news or _says_something(message.content) else None
+
+
+def _says_something(said: str | list[UserPart]) -> bool:
+    if isinstance(said, str):
+        return bool(said.strip())
+    return not all(isinstance(part, TextPart) and not part.text.strip() for part in said)
+
+
+def user_said(message: UserMessage, path: str) -> UserSaid:
+    """Return what a user says; raises ``InvalidRequest`` or ``UnsupportedParameter``, naming the field."""
     if isinstance(message.content, str):
-        if not is_news and not message.content.strip():
-            return None
         return UserSaid((Text(content.text(message.content, path)),))
     if not message.content:
         raise InvalidRequest(f"'{path}' has no parts: send text or an image.", param=path)
@@ -234,9 +241,9 @@ def _user(message: UserMessage, path: str, *, is_news: bool) -> UserSaid | None:
         for index, part in enumerate(message.content)
         if not (isinstance(part, TextPart) and not part.text.strip())  # chat pages send one beside an image
     )
-    if not parts and is_news:
+    if not parts:
         raise InvalidRequest(f"'{path}' has no text and no image: an agent is not asked nothing.", param=path)
-    return UserSaid(parts) if parts else None
+    return UserSaid(parts)
 
 
 def _part(part: UserPart, path: str) -> Part:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.translation import content
@@ -177,20 +178,19 @@ def _output(text: TextConfig | None) -> OutputSchema | None:
             code="missing_required_parameter",
         )
     check_name(wanted.name, "text.format.name")
-    schema = bytes(wanted.schema)
-    if schema.strip() == b"null":
+    if isinstance(wanted.schema, UnsetType) or bytes(wanted.schema).strip() == b"null":
         raise InvalidRequest(
             "Missing required parameter: 'text.format.schema'.",
             param="text.format.schema",
             code="missing_required_parameter",
         )
     check_schema(wanted.schema, "text.format.schema")
-    return OutputSchema(wanted.name, wanted.description or "", msgspec.Raw(schema))
+    return OutputSchema(wanted.name, wanted.description or "", msgspec.Raw(bytes(wanted.schema)))
 
 
 def _echoed_text(text: TextConfig | None) -> TextConfig:
     wanted = text.format if text is not None else None
     if text is None or wanted is None:
         return TextConfig(TextFormat("text"), text.verbosity if text is not None else None)
-    schema = msgspec.Raw(bytes(wanted.schema))
+    schema = UNSET if isinstance(wanted.schema, UnsetType) else msgspec.Raw(bytes(wanted.schema))
     return TextConfig(msgspec.structs.replace(wanted, schema=schema), text.verbosity)

@@ -106,7 +106,7 @@ class TextFormat(Struct, omit_defaults=True):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
-    schema: msgspec.Raw = msgspec.Raw(b"null")
+    schema: msgspec.Raw | UnsetType = UNSET
     strict: bool | None = None
 
 

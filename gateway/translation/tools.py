@@ -26,7 +26,7 @@ class FunctionSpec(msgspec.Struct):
 
     name: str
     description: str | None = None
-    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    parameters: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     strict: bool | None = None
 
 

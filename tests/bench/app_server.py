@@ -127,7 +127,7 @@ async def _make_agents(own: str, names: list[str]) -> list[str]:
     tasks = TaskSet()
     backend = AppServerBackend(AppServerConfig(own.replace("http", "ws", 1)), Metrics(), tasks)
     try:
-        return [(await backend.create_agent(AgentBody(name=name, model="lmstudio/demo"))).name for name in names]
+        return [(await backend.make_agent(AgentBody(name=name, model="lmstudio/demo"))).name for name in names]
     finally:
         await backend.close()
 

@@ -6,8 +6,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+
 from gateway.conversations.chats import Asker, ChatPolicy, Chats
 from gateway.conversations.directory import Directory, Pinned
+from gateway.conversations.metering import Payer
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.conversations.turns import TurnPolicy, TurnRegistry
 from gateway.letta.backend import always_ready
@@ -19,8 +22,13 @@ from gateway.translation.agent_events import AgentEvent, Batch, Stop, TextDelta,
 from gateway.translation.agent_turn import AgentSaid, AgentTurn, Call, ClientTool, Instructed, Said, Text, UserSaid
 from gateway.translation.ask import Ask
 from gateway.translation.tools import NO_PARAMETERS
+from tests.conversations.meters import RecordingMeter
 
 TOOL = ClientTool("f", "", NO_PARAMETERS)
+
+
+def payer_of(owner: str) -> Payer:
+    return Payer(owner, "chat_completions")
 
 
 def user(text: str) -> UserSaid:
@@ -79,7 +87,8 @@ class Gateway:
         self.letta = letta
         self.tasks = TaskSet()
         self.clients = TaskSet()
-        self.registry = TurnRegistry(letta, turns, Metrics(), self.tasks)
+        self.meter = RecordingMeter()
+        self.registry = TurnRegistry(letta, self.meter, turns, Metrics(), self.tasks)
         self.chats = Chats(self.registry, letta, database, policy, self.tasks)
         self.directory = Directory(database)
         self.calls = WaitingCalls(database)
@@ -99,7 +108,7 @@ class Gateway:
         **fields: Any,
     ) -> list[AgentEvent]:
         """Take a whole turn, see all of it written down, and return what was heard."""
-        asker = Asker(owner, client, agent_id, chat, is_background)
+        asker = Asker(payer_of(owner), client, agent_id, chat, is_background)
         try:
             return await self.talk(asker, Ask(model="friend", transcript=transcript, **fields))
         finally:
@@ -107,7 +116,9 @@ class Gateway:
 
     async def ask_beside(self, *transcript: Said, owner: str = "anna", chat: str | None = None) -> list[AgentEvent]:
         """Take a whole turn while others go on."""
-        return await self.talk(Asker(owner, "client", "agent-1", chat), Ask(model="friend", transcript=transcript))
+        return await self.talk(
+            Asker(payer_of(owner), "client", "agent-1", chat), Ask(model="friend", transcript=transcript)
+        )
 
     async def talk(self, asker: Asker, ask: Ask) -> list[AgentEvent]:
         events: list[AgentEvent] = []
@@ -139,8 +150,8 @@ class Gateway:
 
     @property
     def sent(self) -> AgentTurn:
-        """Return the newest turn."""
-        return self.letta.turns[-1].sent
+        """Return the newest turn, without the name that the ledger gave it."""
+        return msgspec.structs.replace(self.letta.turns[-1].sent, mark=None)
 
     async def waiting(self, *call_ids: str) -> list[WaitingCall]:
         return await self.calls.find(call_ids)
@@ -156,6 +167,7 @@ class Gateway:
         assert self.chats._desk.gates._agents == {}
         assert self.chats._desk.gates._left_on == set()
         assert all(turn.closed for turn in self.letta.turns)
+        self.meter.assert_settled()
 
 
 async def leave(task: "asyncio.Task[list[AgentEvent]]") -> None:

@@ -8,7 +8,15 @@ import pytest
 from gateway.conversations import attempts as module
 from gateway.conversations.attempts import Attempt, Attempts, Identity
 from gateway.conversations.outcomes import Outcome, Outcomes
-from gateway.errors import IdempotencyConflict, OutcomeUnknown, TurnFailed, UpstreamUnavailable
+from gateway.errors import (
+    BudgetExceeded,
+    GatewayError,
+    IdempotencyConflict,
+    ModelNotFound,
+    OutcomeUnknown,
+    TurnFailed,
+    UpstreamUnavailable,
+)
 from gateway.tasks import TaskSet
 from tests.storage.late import LateDatabase
 
@@ -90,6 +98,40 @@ async def ended(attempts: Attempts, identity: Identity, finish: Callable[[Attemp
     attempt.over.set()
     await attempts.end(attempt)
     return attempt
+
+
+@pytest.mark.parametrize(
+    ("error", "is_begun", "may_be"),
+    [
+        (UpstreamUnavailable(should_retry=True), False, True),
+        (UpstreamUnavailable(), False, True),
+        (UpstreamUnavailable(should_retry=True), True, False),
+        (TurnFailed(should_retry=False), False, False),
+        (BudgetExceeded(), False, True),
+        (BudgetExceeded(), True, False),
+        (ModelNotFound("friend"), False, True),
+    ],
+)
+def test_failure_after_which_the_same_request_is_a_new_one(
+    error: GatewayError, *, is_begun: bool, may_be: bool
+) -> None:
+    attempt = Attempt(EVENTS, named())
+    if is_begun:
+        attempt.push(b"Hel")
+    assert attempt.may_be_repeated(error) is may_be
+
+
+async def test_answer_to_nobody_that_is_heard_out(tasks: TaskSet) -> None:
+    attempt, client, producer = Attempt(EVENTS, is_heard_out=True), Client(), Producer()
+    attempt.start(tasks, producer)
+    attempt.join(client)
+    await asyncio.sleep(0)
+    attempt.leave(client)
+    assert attempt.push(b"unheard"), "nobody is waited for"
+    await asyncio.sleep(0.01)
+    producer.go_on.set()
+    await until(attempt.over.is_set)
+    assert not producer.was_cancelled
 
 
 # Listeners -----------------------------------------------------------------------------------------------------------

@@ -581,7 +581,7 @@ async def test_overlay_that_could_not_be_taken_off_is_shown_to_nobody_else(gatew
 @pytest.mark.parametrize("is_able", [True, False])
 async def test_instructions_are_told_once_and_again_after_a_change(store: Database, is_able: Any) -> None:
     async with gateway_on(store, system_prompts="message" if is_able else "overlay") as gateway:
-        gateway.letta.capabilities = Capabilities(overlays=is_able)
+        gateway.letta.capabilities = Capabilities(overlays=is_able, providers=False)
         for instructions, told in ((KIND, True), (KIND, False), (BRIEF, True), (BRIEF, False), (KIND, True)):
             await gateway.ask(instructions, user("a"))
             assert gateway.sent == turn(news=(instructions, user("a")) if told else (user("a"),))

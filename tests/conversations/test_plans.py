@@ -18,7 +18,7 @@ from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Stop, TextDelta, ToolCallDelta
 from gateway.translation.agent_turn import AgentTurn, Instructed, Overlay, Said, ToolResult
-from tests.conversations.chatting import TOOL, Letta, agent, called, user
+from tests.conversations.chatting import TOOL, Letta, agent, called, payer_of, user
 from tests.storage.databases import opened
 
 WAITING = WaitingCall(
@@ -65,9 +65,9 @@ def letta(desk: Desk) -> Letta:
     return desk.backend
 
 
-def request(*transcript: Said, **fields: Any) -> Request:
+def request(*transcript: Said, owner: str = "anna", **fields: Any) -> Request:
     usual: dict[str, Any] = {
-        "owner": "anna",
+        "payer": payer_of(owner),
         "client": "client",
         "agent_id": "agent-1",
         "instructions": "",

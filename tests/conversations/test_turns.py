@@ -3,14 +3,18 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
+import msgspec
 import pytest
 
 from gateway.conversations import turns as module
+from gateway.conversations.metering import Payer
 from gateway.conversations.turns import TurnPolicy, TurnRegistry
 from gateway.errors import (
+    BudgetExceeded,
     ConversationBusy,
     GatewayError,
     Overloaded,
+    ResponseCancelled,
     ShuttingDown,
     StorageUnavailable,
     UpstreamRejected,
@@ -22,8 +26,9 @@ from gateway.letta.scripted import Break, Hang, Hold, Pause, Script, ScriptedBac
 from gateway.metrics import Metrics
 from gateway.shared_state.memory import MemoryLocks
 from gateway.tasks import TaskSet
-from gateway.translation.agent_events import Failure, Stop, TextDelta
+from gateway.translation.agent_events import Failure, Stop, TextDelta, Usage
 from gateway.translation.agent_turn import AgentTurn, Text
+from tests.conversations.meters import RecordingMeter, Settled
 from tests.letta.batches import batches, heard, next_batch
 from tests.said import parts_of, said_to
 
@@ -60,6 +65,7 @@ class Saying:
     ) -> None:
         self.name = name
         self.thread = agent
+        self.payer = Payer("anna", "chat_completions")
         self.is_quiet = quiet
         self.events: list[str] = []
         self.delivered: bool | None = None
@@ -100,15 +106,16 @@ class House:
         self.clients = TaskSet()
         chosen = policy or TurnPolicy()
         self.locks = MemoryLocks(depth=chosen.queue_depth, wait=chosen.queue_wait, metrics=self.metrics)
-        self.registry = TurnRegistry(self.backend, chosen, self.metrics, self.tasks, locks=self.locks)
+        self.meter = RecordingMeter()
+        self.registry = TurnRegistry(self.backend, self.meter, chosen, self.metrics, self.tasks, locks=self.locks)
         self.finished: list[str] = []
         self.plans: list[Saying] = []
 
     async def talk(self, plan: Saying) -> int:
         """Take a whole turn and return how many batches it had."""
         self.plans.append(plan)
-        async with self.registry.turn(plan) as running:
-            said = [batch async for batch in batches(running)]
+        async with self.registry.turn(plan) as held:
+            said = [batch async for batch in batches(held.running)]
         self.finished.append(plan.name)
         return len(said)
 
@@ -139,6 +146,7 @@ class House:
         assert all(turn.closed for turn in self.backend.turns)
         assert all(plan.events[-1:] in ([], ["leave"]) and plan.events.count("leave") < 2 for plan in self.plans)
         assert self.gauge("turns") == self.gauge("waiting") == 0
+        self.meter.assert_settled()
 
 
 async def settled() -> None:
@@ -169,10 +177,10 @@ async def house() -> AsyncIterator[House]:
 
 
 async def test_whole_turn(house: House) -> None:
-    async with house.registry.turn(Saying("Hi", quiet=True)) as running:
+    async with house.registry.turn(Saying("Hi", quiet=True)) as held:
         assert (house.registry.held, house.gauge("turns")) == (1, 1)
-        assert await next_batch(running) == [TextDelta("Hello")]
-        await heard(running)
+        assert await next_batch(held.running) == [TextDelta("Hello")]
+        await heard(held.running)
     (turn,) = house.backend.turns
     assert (turn.opened, turn.cancelled, turn.drained, turn.closed) == (1, False, False, True)
 
@@ -437,9 +445,9 @@ WHOLE = ["begin", "end", "ended", "leave"]
 
 async def test_plan_of_a_whole_turn(house: House) -> None:
     plan = Saying("a")
-    async with house.registry.turn(plan) as running:
+    async with house.registry.turn(plan) as held:
         assert plan.events == ["begin"]
-        await heard(running)
+        await heard(held.running)
         assert plan.events == ["begin"]
     await settled()
     assert (plan.events, plan.delivered) == (WHOLE, True)
@@ -447,15 +455,15 @@ async def test_plan_of_a_whole_turn(house: House) -> None:
 
 async def test_plan_that_is_quiet_is_left_at_once(house: House) -> None:
     plan = Saying("a", quiet=True)
-    async with house.registry.turn(plan) as running:
-        await heard(running)
+    async with house.registry.turn(plan) as held:
+        await heard(held.running)
     assert (plan.events, house.registry.held) == (["begin", "leave"], 0)
 
 
 async def test_plan_that_becomes_loud_in_its_turn_is_told(house: House) -> None:
     plan = Saying("a", quiet=True)
-    async with house.registry.turn(plan) as running:
-        await heard(running)
+    async with house.registry.turn(plan) as held:
+        await heard(held.running)
         plan.is_quiet = False
     await settled()
     assert plan.events == WHOLE
@@ -631,6 +639,162 @@ async def test_turn_that_was_ended_in_its_stream_was_delivered(house: House) -> 
     assert house.plans[0].delivered is True
 
 
+# What the ledger is told ----------------------------------------------------------------------------------------------
+
+USED = Usage(100, 20)
+CUT = Usage(30, 4)
+
+METERED: dict[str, tuple[Script, Settled]] = {
+    "complete": (says("a"), Settled(USED, "complete")),
+    "complete, of which Letta keeps no count": (Script(steps=([HI, Stop("end_turn")],)), Settled(None, "complete")),
+    "two steps": (Script(steps=([USED], [CUT], [Stop("end_turn")])), Settled(Usage(130, 24), "complete")),
+    "broke": (Script(steps=([HI], Break(UpstreamTruncated()), [HI]), counted=CUT), Settled(CUT, "failed")),
+    "broke with an error that says to try again": (
+        Script(steps=([HI], Break(UpstreamUnavailable(should_retry=True)), [HI]), counted=CUT),
+        Settled(CUT, "failed"),
+    ),
+    "cancelled by its owner": (
+        Script(steps=([HI], Break(ResponseCancelled(should_retry=False)), [HI]), counted=CUT),
+        Settled(CUT, "interrupted"),
+    ),
+    "refused, surely not delivered": (
+        Script(opening=(Break(UpstreamUnavailable(should_retry=True)),)),
+        Settled(None, "unsent"),
+    ),
+    "refused, may be delivered": (
+        Script(opening=(Break(UpstreamTimeout(should_retry=False)),), steps=([HI],), counted=CUT),
+        Settled(CUT, "failed"),
+    ),
+    "refused, nobody knows": (Script(opening=(Break(UpstreamRejected()),)), Settled(None, "failed")),
+    "busy for too long": (Script(opening=(Break(ConversationBusy()),) * 9), Settled(None, "unsent")),
+}
+
+
+@pytest.mark.parametrize(("script", "settled_as"), METERED.values(), ids=METERED.keys())
+async def test_ledger_is_told_once_what_a_turn_took(script: Script, settled_as: Settled) -> None:
+    house = House(TurnPolicy(queue_wait=0.1))
+    house.backend.play(script)
+    await outcome(await house.client("a"))
+    await settled()
+    assert list(house.meter.settled.values()) == [settled_as]
+    assert house.meter.left_open == []
+    house.assert_empty()
+
+
+async def test_turn_has_its_name_from_the_ledger_before_it_is_opened(house: House) -> None:
+    gate = asyncio.Event()
+    house.meter.opening = gate
+    task = await house.client("a")
+    assert house.backend.turns == []
+    gate.set()
+    await task
+    ((turn_id, (payer, turn)),) = house.meter.opened.items()
+    assert (payer, turn.mark) == (Payer("anna", "chat_completions"), None)
+    assert house.backend.turns[0].sent == msgspec.structs.replace(turn, mark=turn_id)
+
+
+async def test_answer_that_was_heard_to_its_end_is_in_the_ledger_before_the_turn_is_left(house: House) -> None:
+    gate = asyncio.Event()
+    house.meter.closing = gate
+    task = await house.client(Saying("a", quiet=True))
+    assert (house.meter.outcomes, task.done(), house.registry.is_taken("agent-1")) == (["complete"], False, True)
+    gate.set()
+    assert await task == 5
+
+
+async def test_turn_that_is_left_while_the_ledger_is_told_is_told_once(house: House) -> None:
+    house.meter.closing = asyncio.Event()
+    await leave(await house.client("a"))
+    await settled()
+    assert house.meter.outcomes == ["complete"]
+    assert house.plans[0].delivered is True
+
+
+@pytest.mark.parametrize("opening", [(Hang(),), ()], ids=["before it was open", "in its stream"])
+async def test_turn_that_was_cut_is_metered_once_it_has_ended(house: House, opening: Any) -> None:
+    gate = asyncio.Event()
+    house.backend.play(Script(opening=opening, steps=([HI], Hang()), settling=(Hold(gate),), counted=CUT))
+    await leave(await house.client("a"))
+    await settled()
+    assert house.meter.settled == {}
+    gate.set()
+    await settled()
+    assert list(house.meter.settled.values()) == [Settled(CUT, "interrupted")]
+
+
+async def test_turn_that_goes_on_unheard_is_metered_at_its_end() -> None:
+    house = House(TurnPolicy(on_disconnect="finish"))
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=([HI], Hold(gate), [USED], [Stop("end_turn")])))
+    await leave(await house.client("a"))
+    await settled()
+    assert house.meter.settled == {}
+    gate.set()
+    await settled()
+    assert list(house.meter.settled.values()) == [Settled(USED, "interrupted")]
+    house.assert_empty()
+
+
+async def test_turn_that_the_end_of_the_gateway_cut(house: House) -> None:
+    house.backend.play(Script(steps=([HI], Hang()), counted=CUT))
+    task = await house.client("a")
+    await house.registry.end()
+    assert isinstance(await outcome(task), ShuttingDown)
+    assert list(house.meter.settled.values()) == [Settled(CUT, "interrupted")]
+
+
+@pytest.mark.parametrize("error", [UpstreamUnavailable(), UpstreamTimeout(), TimeoutError(), ValueError("a bug")])
+async def test_turn_whose_count_cannot_be_had_is_left_open(house: House, error: Any) -> None:
+    house.backend.play(Script(steps=([HI], Hang()), counted=Break(error)))
+    first, second = [await house.client(name) for name in "ab"]
+    await leave(first)
+    assert await second == 5
+    assert (house.meter.left_open, house.meter.outcomes) == (["turn-1"], ["complete"])
+    assert house.plans[0].events == WHOLE
+
+
+async def test_turn_that_is_not_settled_when_the_tasks_end_is_left_open(house: House) -> None:
+    house.backend.play(Script(steps=([HI], Hang()), settling=(Hang(),)))
+    await leave(await house.client("a"))
+    await settled()
+    await house.tasks.close(0)
+    assert (house.meter.left_open, house.meter.settled) == (["turn-1"], {})
+
+
+@pytest.mark.parametrize("error", [BudgetExceeded(), StorageUnavailable()])
+async def test_turn_that_the_ledger_refuses_is_not_sent(house: House, error: GatewayError) -> None:
+    house.meter.refusal = error
+    assert await outcome(await house.client("a")) is error
+    house.meter.refusal = None
+    assert await (await house.client("b")) == 5
+    assert house.names == ["b"]
+    assert (house.plans[0].events, house.plans[0].delivered) == (WHOLE, False)
+    assert house.meter.outcomes == ["complete"]
+    assert error.should_retry is isinstance(error, StorageUnavailable)
+
+
+async def test_turn_that_is_left_while_the_ledger_is_asked_is_not_sent(house: House) -> None:
+    house.meter.opening = asyncio.Event()
+    first = await house.client("a")
+    await leave(first)
+    house.meter.opening = None
+    assert await (await house.client("b")) == 5
+    assert house.names == ["b"]
+    assert house.plans[0].delivered is False
+
+
+@pytest.mark.parametrize("policy", [TurnPolicy(queue_depth=0), TurnPolicy(queue_wait=0.01), TurnPolicy(max_turns=1)])
+async def test_turn_that_never_had_its_thread_is_not_in_the_ledger(policy: TurnPolicy) -> None:
+    house = House(policy)
+    house.backend.play(TALKS_FOR_EVER)
+    first = await house.client("a")
+    assert isinstance(await outcome(await house.client("b")), ConversationBusy | Overloaded)
+    assert list(house.meter.opened) == ["turn-1"]
+    await leave(first)
+    await settled()
+    house.assert_empty()
+
+
 # The end -------------------------------------------------------------------------------------------------------------
 
 
@@ -780,15 +944,21 @@ class Chaos:
 
     async def come(self) -> None:
         self.house.backend.play(self.script())
+        self.house.meter.refusal = self.chance.choice([None, None, None, BudgetExceeded()])
+        self.house.meter.opening = self.chance.choice([None, None, self.gate()])
+        self.house.meter.closing = self.chance.choice([None, None, self.gate()])
         agent = self.chance.choice(["agent-1", "agent-1", "agent-2"])
         self.tasks.append(self.house.clients.spawn(self.house.talk(self.plan(agent)), "client"))
 
     def plan(self, agent: str) -> Saying:
         return Saying(f"{len(self.tasks)}", agent, begin=self.work(), end=self.work(), quiet=self.chance.random() < 0.5)
 
+    def gate(self) -> asyncio.Event:
+        self.gates.append(asyncio.Event())
+        return self.gates[-1]
+
     def work(self) -> Work | None:
-        gate = asyncio.Event()
-        self.gates.append(gate)
+        gate = self.gate()
         return self.chance.choice([None, None, gate.wait, raising(UpstreamUnavailable())])
 
     async def go(self) -> None:
@@ -807,14 +977,14 @@ class Chaos:
         def some(*steps: Any) -> tuple[Any, ...]:
             return tuple(self.chance.choices(steps, k=self.chance.randrange(3)))
 
-        gate = asyncio.Event()
-        self.gates.append(gate)
+        gate = self.gate()
         broken = Break(UpstreamUnavailable())
         ends: tuple[Any, ...] = self.chance.choice([([Stop("end_turn")],), (), (broken,)])
         return Script(
             steps=(*some([HI], [HI], Hold(gate), Pause(0)), *ends),
             opening=some(Hold(gate), Pause(0), Pause(0), broken),
             settling=some(Hold(gate), Pause(0), broken),
+            counted=self.chance.choice([None, USED, broken]),
         )
 
 

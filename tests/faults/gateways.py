@@ -151,7 +151,8 @@ async def served(letta: BadLetta | str, **changes: Any) -> AsyncIterator[Gateway
     url = letta if isinstance(letta, str) else letta.url
     with recorded_logs() as logs:
         database = LateDatabase()
-        settings = Settings(**{"letta_base_url": url, "port": 0, **SHORT, **changes})
+        usual = {"letta_base_url": url, "port": 0, "secret_key": "a secret of the tests, 32 characters"}
+        settings = Settings(**{**usual, **SHORT, **changes})
         app = build_app(settings, database)
         listener = Listener(app, "127.0.0.1", 0, stalled=settings.write_timeout)
         await listener.start()

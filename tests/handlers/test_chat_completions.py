@@ -43,8 +43,8 @@ def figure(gateway: Running, name: str) -> float:
 
 async def settled(gateway: Running) -> None:
     """See that nothing is left of any turn."""
-    await until(lambda: figure(gateway, "open_turns") == figure(gateway, "requests_in_flight") == 0)
-    assert figure(gateway, "open_streams") == figure(gateway, "waiting_turns") == 0
+    gauges = ("open_turns", "requests_in_flight", "open_streams", "waiting_turns")
+    await until(lambda: all(figure(gateway, name) == 0 for name in gauges))
     assert all(turn.closed for turn in gateway.backend.turns if turn.opened)
     answer = await asyncio.wait_for(gateway.chat("and now?"), 2)
     assert answer.status == 200, "the thread is free"

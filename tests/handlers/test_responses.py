@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
@@ -250,3 +251,12 @@ async def test_client_that_leaves_before_it_is_stored(gateway: Running, client: 
     asking.cancel()
     await until(lambda: gateway.backend.turns[0].closed)
     assert (await client.responses.create(model=FRIEND.id, input="two")).output_text == "and now?"
+
+
+@pytest.mark.parametrize("item", [[], 5, "text", None, True])
+async def test_item_that_is_no_object(item: object) -> None:
+    async with serving() as gateway:
+        body = msgspec.json.encode({"model": "friend", "input": [item]})
+        answer = await gateway.ask("POST", "/v1/responses", JSON, body)
+        assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+        assert gateway.backend.turns == []

@@ -16,6 +16,7 @@ import contextlib
 import gc
 import itertools
 import json
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -32,6 +33,7 @@ OTHER: Final = "agent-local-00000000-0000-4000-8000-000000000002"
 NAMES: Final = {AGENT: "friend", OTHER: "scholar"}
 THREADS: Final = {AGENT: "local-conv-1", OTHER: "local-conv-2"}
 """Each agent has its thread already, and every conversation of its own."""
+HOME: Final = "/home/letta/.letta/lc-local-backend"
 MODELS: Final = ("lmstudio/scripted-model", "lmstudio/other-model")
 SOON: Final = 5.0
 
@@ -371,8 +373,9 @@ WELL: Final = turn(says("Hel"), says("lo"), usage(100, 20), stop("end_turn"), fi
 
 async def _list_agents(exchange: Exchange) -> None:
     query = exchange.command["query"]
-    wanted = query.get("query_text", "").lower()
-    rows = [row for row in exchange.server.agents.values() if wanted in f"{row['id']} {row['name']}".lower()]
+    wanted, tags = query.get("query_text", "").lower(), {*query.get("tags", ())}
+    agents = [row for row in exchange.server.agents.values() if tags <= {*row["tags"]}]
+    rows = [row for row in agents if wanted in f"{row['id']} {row['name']}".lower()]
     ids = [row["id"] for row in rows]
     first = ids.index(query["after"]) + 1 if "after" in query else 0
     await exchange.reply(agents=rows[first : first + query["limit"]])
@@ -385,6 +388,58 @@ async def _create_agent(exchange: Exchange) -> None:
     await exchange.reply(agent=row)
 
 
+async def _delete_agent(exchange: Exchange) -> None:
+    wanted = exchange.command["agent_id"]
+    if exchange.server.agents.pop(wanted, None) is None:
+        await exchange.reply(success=False, agent_id=wanted, error=f"Agent {wanted} not found")
+    else:
+        await exchange.reply(agent_id=wanted)
+
+
+async def _list_memory(exchange: Exchange) -> None:
+    """List an agent's files, five at a time, and none of an agent that is not there."""
+    files = exchange.server.memory.get(exchange.command["agent_id"], {})
+    entries = [_memory_entry(path, content) for path, content in files.items()]
+    pages = [entries[first : first + 5] for first in range(0, len(entries), 5)] or [[]]
+    for page in pages:
+        await exchange.reply(entries=page, done=page is pages[-1], total=len(entries))
+
+
+def _memory_entry(path: str, content: str) -> Fields:
+    _, fence, body = content.removeprefix("---\n").partition("\n---\n")
+    described = re.search(r"^description: (.*)$", content, re.MULTILINE)
+    description = described[1] if described and fence else None
+    return {"relative_path": path, "content": body if fence else content, "description": description}
+
+
+async def _read_memory_file(exchange: Exchange) -> None:
+    files = exchange.server.memory.get(exchange.command["agent_id"], {})
+    content = files.get(exchange.command["path"])
+    await exchange.reply(success=content is not None, content=content, error=content and "ENOENT")
+
+
+async def _write_memory_file(exchange: Exchange) -> None:
+    path, content = exchange.command["path"], exchange.command["content"]
+    exchange.server.memory.setdefault(exchange.command["agent_id"], {})[path] = content
+    is_valid = content.startswith("---\n")
+    await exchange.reply(success=is_valid, error=None if is_valid else "missing frontmatter (must start with ---)")
+
+
+async def _enable_memory(exchange: Exchange) -> None:
+    await exchange.reply(memory_directory=f"{HOME}/memfs/{exchange.command['agent_id']}/memory")
+
+
+async def _read_file(exchange: Exchange) -> None:
+    content = exchange.server.files.get(exchange.command["path"])
+    await exchange.reply(success=content is not None, content=content)
+
+
+async def _retrieve_conversation(exchange: Exchange) -> None:
+    wanted = exchange.command["conversation_id"]
+    found = next((row for row in exchange.server.conversations if row["id"] == wanted), None)
+    await exchange.reply(success=found is not None, conversation=found)
+
+
 async def _update_agent(exchange: Exchange) -> None:
     agent = exchange.server.agents[exchange.command["agent_id"]]
     agent |= exchange.command["body"]
@@ -395,6 +450,7 @@ async def _list_conversations(exchange: Exchange) -> None:
     query = exchange.command["query"]
     wanted = query.get("summary_search", "").lower()
     rows = [row for row in exchange.server.conversations if wanted in (row["summary"] or "").lower()]
+    rows = [row for row in rows if query.get("agent_id") in (None, row["agent_id"])]
     await exchange.reply(conversations=rows[: query["limit"]])
 
 
@@ -467,7 +523,7 @@ async def _remove(exchange: Exchange) -> None:
 
 def agent_row(agent_id: str, name: str, **fields: Any) -> Fields:
     """Return an agent as it is listed."""
-    return {"id": agent_id, "name": name, "description": None, "model": MODELS[0], "tools": [], **fields}
+    return {"id": agent_id, "name": name, "description": None, "model": MODELS[0], "tools": [], "tags": [], **fields}
 
 
 def conversation_row(conversation_id: str, agent_id: str, summary: str | None, created_at: str = "2026") -> Fields:
@@ -480,12 +536,20 @@ _DEFAULTS: Final[dict[str, Answer]] = {
     "list_models": replies(entries=[{"id": handle, "handle": handle} for handle in MODELS]),
     "agent_list": _list_agents,
     "agent_create": _create_agent,
+    "agent_delete": _delete_agent,
     "agent_retrieve": _retrieve_agent,
     "agent_update": _update_agent,
     "conversation_create": create_conversation,
     "conversation_fork": _fork_conversation,
     "conversation_list": _list_conversations,
     "conversation_update": _update_conversation,
+    "conversation_retrieve": _retrieve_conversation,
+    "conversation_recompile": replies(result="compiled"),
+    "list_memory": _list_memory,
+    "read_memory_file": _read_memory_file,
+    "write_memory_file": _write_memory_file,
+    "enable_memfs": _enable_memory,
+    "read_file": _read_file,
     "external_tool_call_response": _take_result,
     "runtime_external_tools_update": replies(),
     "runtime_start": _start_runtime,
@@ -530,6 +594,10 @@ class FakeAppServer:
         """The requests for results that are not answered yet."""
         self.results: dict[str, tuple[str, bool]] = {}
         """What the calls gave back, and whether that is an error."""
+        self.memory: dict[str, dict[str, str]] = {}
+        """The files of agents' memories, by their paths."""
+        self.files: dict[str, str] = {}
+        """The files of the server's machine."""
         self.commands: list[Fields] = []
         self.connections = 0
         self.port = 0

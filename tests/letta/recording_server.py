@@ -30,6 +30,7 @@ AGENT: Final = "agent-00000000-0000-4000-8000-000000000001"
 CONVERSATION: Final = "conv-00000000-0000-4000-8000-000000000002"
 BLOCK: Final = "block-00000000-0000-4000-8000-000000000003"
 TOOL: Final = "tool-00000000-0000-4000-8000-000000000004"
+PROVIDER: Final = "provider-00000000-0000-4000-8000-000000000005"
 HEALTH: Final = {"version": "0.16.8", "status": "ok"}
 
 Kind: TypeAlias = Literal[
@@ -54,16 +55,32 @@ Kind: TypeAlias = Literal[
     "attach tool",
     "detach tool",
     "approval of a tool",
+    "new agent",
+    "delete agent",
+    "models",
+    "providers",
+    "new provider",
+    "change provider",
+    "write memory",
+    "conversations",
+    "recompile conversation",
+    "runs",
+    "run",
+    "steps",
+    "messages of a run",
     "unknown",
 ]
 
+_EMPTY: Final[tuple[Kind, ...]] = ("models", "providers", "conversations", "runs", "steps", "messages of a run")
 _KINDS: Final = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in cast(
         "tuple[tuple[str, Kind], ...]",
         (
             (r"\w+ health", "health"),
+            (r"POST agents", "new agent"),
             (r"\w+ agents", "listing"),
+            (r"DELETE agents/[^/]+", "delete agent"),
             (r"\w+ agents/[^/]+", "agent"),
             (r"\w+ agents/[^/]+/messages/stream", "turn"),
             (r"POST conversations/[^/]+/messages", "turn"),
@@ -78,6 +95,17 @@ _KINDS: Final = tuple(
             (r"GET blocks", "blocks"),
             (r"POST blocks", "new block"),
             (r"PATCH blocks/[^/]+", "change block"),
+            (r"PATCH agents/[^/]+/core-memory/blocks/[^/]+", "write memory"),
+            (r"GET models", "models"),
+            (r"GET providers", "providers"),
+            (r"POST providers", "new provider"),
+            (r"PATCH providers/[^/]+", "change provider"),
+            (r"GET conversations", "conversations"),
+            (r"POST conversations/[^/]+/recompile", "recompile conversation"),
+            (r"GET runs", "runs"),
+            (r"GET runs/[^/]+", "run"),
+            (r"GET runs/[^/]+/steps", "steps"),
+            (r"GET runs/[^/]+/messages", "messages of a run"),
             (r"GET tools", "tools"),
             (r"PUT tools", "upsert tool"),
             (r"DELETE tools/[^/]+", "delete tool"),
@@ -350,7 +378,7 @@ class RecordingServer:
         self.on("calls", status(200, []))
         self.on("new conversation", status(200, {"id": CONVERSATION, "agent_id": AGENT}))
         self.on("delete conversation", status(200, None))
-        for nothing in ("agent blocks", "blocks", "tools"):
+        for nothing in ("agent blocks", "blocks", "tools", *_EMPTY):
             self.on(nothing, status(200, []))
         for new in ("new block", "change block"):
             self.on(new, status(200, {"id": BLOCK, "label": "client_instructions"}))
@@ -365,6 +393,13 @@ class RecordingServer:
         ):
             self.on(done_with, status(200, {"id": AGENT}))
         self.on("recompile", status(200, "compiled"))
+        self.on("recompile conversation", status(200, "compiled"))
+        self.on("new agent", status(200, {"id": AGENT, "name": "new"}))
+        self.on("delete agent", status(200, {"message": "deleted"}))
+        self.on("new provider", status(200, {"id": PROVIDER, "name": "new"}))
+        self.on("change provider", status(200, {"id": PROVIDER, "name": "new"}))
+        self.on("write memory", status(404, {"detail": "no such block"}))
+        self.on("run", status(404, {"detail": "no such run"}))
         self.on("unknown", status(404, {"detail": "Not Found"}))
 
     async def __aenter__(self) -> Self:

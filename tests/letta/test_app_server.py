@@ -161,7 +161,7 @@ async def test_agents_of_a_name(server: FakeAppServer, backend: AppServerBackend
 
 
 async def test_agents_are_made_and_changed(server: FakeAppServer, backend: AppServerBackend) -> None:
-    made = await backend.create_agent(wire.AgentBody(name="new", model=MODELS[1]))
+    made = await backend.make_agent(wire.AgentBody(name="new", model=MODELS[1]))
     assert (made.name, made.model) == ("new", MODELS[1])
     changed = await backend.update_agent(made.id, wire.AgentBody(description="clever"))
     assert (changed.id, changed.name, changed.description) == (made.id, "new", "clever")
@@ -171,7 +171,7 @@ async def test_agents_are_made_and_changed(server: FakeAppServer, backend: AppSe
 async def test_agent_that_was_not_made(server: FakeAppServer, backend: AppServerBackend) -> None:
     server.on("agent_create", replies(agent=None))
     with pytest.raises(UpstreamInvalid):
-        await backend.create_agent(wire.AgentBody(name="new"))
+        await backend.make_agent(wire.AgentBody(name="new"))
 
 
 async def test_what_an_agent_is(server: FakeAppServer, new_backend: NewBackend) -> None:
@@ -187,7 +187,7 @@ async def test_what_an_agent_is_that_is_not_there(backend: AppServerBackend) -> 
 
 
 async def test_nothing_can_be_laid_over_an_agent(server: FakeAppServer, backend: AppServerBackend) -> None:
-    assert backend.capabilities == Capabilities(overlays=False)
+    assert backend.capabilities == Capabilities(overlays=False, providers=False)
     with pytest.raises(InternalError):
         await backend.put_on(AGENT, Overlay("key", "Be brief."))
     await backend.take_off(AGENT)

@@ -26,6 +26,7 @@ from gateway.translation.agent_events import (
     Usage,
 )
 from gateway.translation.agent_turn import AgentTurn, ClientTool, Instructed, Text, ToolResult, UserSaid
+from tests.letta import fake_app_server
 from tests.letta.batches import heard
 from tests.letta.fake_app_server import (
     AGENT,
@@ -579,3 +580,35 @@ async def test_two_conversations_of_one_agent(server: FakeAppServer, new_turn: N
     )
     assert [answer[0] for answer in answers] == [TextDelta("Done a"), TextDelta("Done b")]
     assert server.results == {"a1": ("A", False), "b1": ("B", False)}
+
+
+# What it took --------------------------------------------------------------------------------------------------------
+
+
+async def test_call_and_its_results_are_two_turns_and_no_step_counts_twice(
+    server: FakeAppServer, new_turn: NewTurn
+) -> None:
+    server.on("input", TWO)
+    first = new_turn("Hi")
+    await said_by(first)
+    second = new_turn(returns=results(c1="sunny", c2="12:00"))
+    await said_by(second)
+    assert await first.usage() == Usage(50, 5, 0, 0)
+    assert await second.usage() == Usage(70, 7, 0, 0)
+
+
+async def test_step_that_is_quicker_than_the_end_of_its_turn_counts_for_the_next(
+    server: FakeAppServer, new_turn: NewTurn
+) -> None:
+    async def too_late(exchange: Exchange) -> None:
+        await asyncio.sleep(0.05)
+        await fake_app_server._abort(exchange)
+
+    server.on("input", turn(tool_step(c1="get_weather"), usage(8, 1), hang), WELL)
+    server.on("abort_message", too_late)
+    first = new_turn("Hi")
+    await said_by(first)
+    second = new_turn("never mind", tools=())
+    await said_by(second)
+    assert await first.usage() == Usage(50, 5, 0, 0)
+    assert await second.usage() == Usage(108, 21, 0, 0)

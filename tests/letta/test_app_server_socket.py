@@ -2,6 +2,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import aiohttp
 import msgspec
@@ -321,3 +322,35 @@ async def test_close_ends_the_reader_and_what_waits(server: FakeAppServer, socke
         await asked
     assert (ear.losses, socket.is_lost) == (1, True)
     await until(lambda: not server.open)
+
+
+# Replies in pages ----------------------------------------------------------------------------------------------------
+
+
+async def test_pages_are_given_until_enough_are_taken(server: FakeAppServer, socket: Socket) -> None:
+    server.on("app_server_info", script(*(replies(error=str(number)) for number in range(9))))
+    taken = []
+    async with aclosing(socket.ask_pages(question(), SOON)) as pages:
+        async for page in pages:
+            taken.append(decoded(page).error)
+            if len(taken) == 3:
+                break
+    assert taken == ["0", "1", "2"]
+    assert socket._pages == {}
+
+
+async def test_page_that_does_not_come(server: FakeAppServer, socket: Socket) -> None:
+    server.on("app_server_info", script(replies(error="0"), hang))
+    pages = socket.ask_pages(question(), 0.05)
+    assert decoded(await anext(pages)).error == "0"
+    with pytest.raises(UpstreamTimeout):
+        await anext(pages)
+
+
+async def test_socket_that_is_lost_between_two_pages(server: FakeAppServer, socket: Socket) -> None:
+    server.on("app_server_info", script(replies(error="0"), hang))
+    pages = socket.ask_pages(question(), SOON)
+    await anext(pages)
+    server.cut()
+    with pytest.raises(UpstreamUnavailable):
+        await anext(pages)

@@ -251,3 +251,23 @@ async def test_own_threads_and_conversations_do_not_mix(server: FakeAppServer, b
     asked = ((None, AGENT), (CHAT, AGENT), (None, OTHER))
     await asyncio.gather(*(said_in(backend, conversation, agent) for conversation, agent in asked))
     assert sorted(places(server)) == sorted([THREADS[AGENT], CHAT, THREADS[OTHER]])
+
+
+# Where a conversation stands -----------------------------------------------------------------------------------------
+
+
+async def test_conversation_is_found_without_being_started(server: FakeAppServer, backend: AppServerBackend) -> None:
+    assert await backend.threads.find(AGENT, None) == wire.Runtime(AGENT, "local-conv-1")
+    assert await backend.threads.find(AGENT, CHAT) == wire.Runtime(AGENT, CHAT)
+    assert await backend.threads.find(AGENT, "local-conv-none") is None
+    assert await backend.threads.find("agent-local-none", None) is None
+    assert server.asked("runtime_start") == server.asked("conversation_create") == []
+
+
+async def test_conversation_that_moved_is_found_where_it_goes_on(
+    server: FakeAppServer, backend: AppServerBackend
+) -> None:
+    server.conversations[-1]["summary"] = f"{MOVED}local-conv-8"
+    server.conversations.append(conversation_row("local-conv-8", AGENT, f"{MOVED}local-conv-9"))
+    server.conversations.append(conversation_row("local-conv-9", AGENT, wire.CHAT))
+    assert await backend.threads.find(AGENT, CHAT) == wire.Runtime(AGENT, "local-conv-9")

@@ -3,6 +3,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
+import msgspec
 import pytest
 
 from gateway.errors import (
@@ -1183,3 +1184,104 @@ async def test_who_waits_for_room_and_goes_away_takes_none(server: FakeAppServer
     await until(lambda: not first._backend.tasks)
     assert first._backend.cold_starts._value == 1
     assert len(server.asked("conversation_create")) == 1
+
+
+# What it took --------------------------------------------------------------------------------------------------------
+
+
+async def test_usage_of_all_steps(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.on("input", turn(usage(100, 20), says("Hi"), usage(30, 4, 60), finished()))
+    running = new_turn()
+    await said_by(running)
+    assert await running.usage() == Usage(130, 24, 60, 0)
+
+
+async def test_usage_of_a_turn_that_failed_after_a_step(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.on("input", turn(usage(100, 20), stop("error"), finished("error", "500: {}")))
+    running = new_turn()
+    await failure_of(running)
+    assert await running.usage() == Usage(100, 20, 0, 0)
+
+
+async def test_turn_without_a_whole_step_took_nothing(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.on("input", turn(finished("error", "500: {}")))
+    running = new_turn()
+    assert await running.usage() is None
+    await failure_of(running)
+    assert await running.usage() == Usage(0, 0)
+
+
+async def test_step_that_ends_while_nobody_listens_any_more(server: FakeAppServer, new_turn: NewTurn) -> None:
+    gate = asyncio.Event()
+    server.on("input", turn(says("Hel"), wait(gate), usage(100, 20), hang))
+    running = new_turn()
+    await running.open()
+    await next_batch(running)
+    running.abort(LEAVE)
+    gate.set()
+    await until(lambda: running._frames.used)
+    with pytest.raises(UpstreamTimeout):
+        await running.usage()
+    await running.cancel()
+    assert await running.usage() == Usage(100, 20, 0, 0)
+
+
+async def test_turn_whose_socket_was_lost(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.on("input", turn(usage(100, 20), says("Hel"), cut_off))
+    running = new_turn()
+    await running.open()
+    await cut_short(running, UpstreamTruncated)
+    with pytest.raises(UpstreamTimeout):
+        await running.usage()
+
+
+async def test_mark_names_the_message_each_time_anew(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.on("input", turn(says("Hi"), finished()))
+    first = new_turn()
+    running = first._backend.turn(msgspec.structs.replace(first._turn, mark="mark-1"))
+    await said_by(running)
+    running._begin_anew()
+    assert running._request_id == "mark-1.2"
+    running.close()
+    (asked,) = server.asked("input")
+    assert asked["request_id"] == asked["payload"]["messages"][0]["client_message_id"] == "mark-1.1"
+
+
+# A run that a killed gateway left -------------------------------------------------------------------------------------
+
+ABANDONED: Final = "Conversation local-conv-1 already has an active run (local-run-7)"
+IN_THE_WAY: Final = turn(delta("loop_error", message=ABANDONED), finished("error", ABANDONED))
+
+
+async def test_turn_goes_on_in_a_copy_of_a_conversation_that_waits_for_an_abandoned_run(
+    server: FakeAppServer, new_turn: NewTurn
+) -> None:
+    server.on("input", IN_THE_WAY, WELL)
+    running = new_turn()
+    assert await said_by(running) == WELL_SAID
+    assert [asked["conversation_id"] for asked in server.asked("conversation_fork")] == ["local-conv-1"]
+    first, second = server.asked("input")
+    assert first["runtime"] == HERE
+    assert second["runtime"]["conversation_id"] == server.conversations[-1]["id"] != "local-conv-1"
+    assert first["payload"]["messages"][0]["content"] == second["payload"]["messages"][0]["content"]
+    assert first["request_id"] != second["request_id"]
+    assert running.ended
+    assert await running.usage() == Usage(100, 20, 0, 0)
+    assert await said_by(new_turn()) == WELL_SAID
+    assert server.asked("input")[2]["runtime"] == second["runtime"]
+
+
+async def test_turn_moves_no_more_than_once(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.on("input", IN_THE_WAY)
+    assert (await failure_of(new_turn())).code == "agent_run_failed"
+    assert len(server.asked("input")) == 2
+
+
+async def test_client_that_goes_away_before_the_turn_could_move(server: FakeAppServer, new_turn: NewTurn) -> None:
+    server.on("input", IN_THE_WAY)
+    running = new_turn()
+    await running.open()
+    await until(lambda: running.ended)
+    running.close()
+    assert await running.usage() == Usage(0, 0)
+    assert len(server.asked("input")) == 1

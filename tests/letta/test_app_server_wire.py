@@ -172,7 +172,8 @@ def test_refusal_is_read() -> None:
 def test_listings_are_read() -> None:
     frames = {frame["type"]: json.dumps(frame).encode() for frame in frames_of("1-discover")}
     (row,) = msgspec.json.decode(frames["agent_list_response"], type=wire.AgentsReply).agents
-    assert row.agent() == Agent("agent-local-652133e7-09c0-45c7-968d-f850b3a9c390", "Milo", 0)
+    assert row.agent() == Agent("agent-local-652133e7-09c0-45c7-968d-f850b3a9c390", "Milo", 0, row.tags)
+    assert row.tags == ("git-memory-enabled", "origin:letta-code")
     assert (row.model, row.description) == ("lmstudio/scripted-model", None)
     made = msgspec.json.decode(frames["agent_create_response"], type=wire.AgentReply)
     assert made.agent is not None

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from gateway.letta.backend import Agent, AgentBackend, RunningTurn
+from gateway.letta.app_server import AppServerBackend
+from gateway.letta.app_server_turn import AppServerTurn
+from gateway.letta.backend import Agent, AgentBackend, ModelProvider, RunningTurn
+from gateway.letta.detect import DetectedBackend
 from gateway.letta.rest import RestBackend, RestConfig
 from gateway.letta.rest_turn import RestTurn
 from gateway.letta.scripted import ScriptedBackend, ScriptedTurn
@@ -40,6 +43,12 @@ def test_protocols_ask_for_what_the_design_says() -> None:
         "agents",
         "find_agents",
         "details",
+        "find_tagged",
+        "create_agent",
+        "delete_agent",
+        "memory",
+        "write_memory",
+        "spent",
         "turn",
         "new_conversation",
         "delete_conversation",
@@ -49,7 +58,7 @@ def test_protocols_ask_for_what_the_design_says() -> None:
         "ping",
         "close",
     }
-    assert set(methods(RunningTurn)) == {"open", "deliver", "abort", "cancel", "drain", "close"}
+    assert set(methods(RunningTurn)) == {"open", "deliver", "abort", "cancel", "drain", "usage", "close"}
     assert isinstance(vars(RunningTurn)["ended"], property)
 
 
@@ -57,8 +66,11 @@ def test_protocols_ask_for_what_the_design_says() -> None:
     ("protocol", "kind"),
     [
         (AgentBackend, RestBackend),
+        (AgentBackend, AppServerBackend),
+        (AgentBackend, DetectedBackend),
         (AgentBackend, ScriptedBackend),
         (RunningTurn, RestTurn),
+        (RunningTurn, AppServerTurn),
         (RunningTurn, ScriptedTurn),
     ],
 )
@@ -94,3 +106,7 @@ def test_agents_are_compared_by_what_they_are() -> None:
     assert Agent("agent-1", "friend", 7) != Agent("agent-2", "friend", 7)
     with pytest.raises(AttributeError):
         setattr(Agent("agent-1", "friend", 7), "name", "foe")  # noqa: B010 - mypy knows that it cannot be
+
+
+def test_provider_shows_its_key_to_nobody() -> None:
+    assert "sk-secret" not in repr(ModelProvider("ann", "http://billing.invalid/v1", "sk-secret"))

@@ -5,7 +5,7 @@ import pytest
 
 from gateway.errors import AgentGone, ModelNotFound, UpstreamUnavailable
 from gateway.letta import catalog
-from gateway.letta.backend import Agent
+from gateway.letta.backend import PERSONAL_TAG, Agent
 from gateway.letta.catalog import MAX_NAME, Catalog, models_of
 from gateway.letta.scripted import Hold, ScriptedBackend
 from gateway.tasks import TaskSet
@@ -266,3 +266,30 @@ async def test_five_thousand_agents() -> None:
     assert (await shelf.catalog.resolve("name 4999")).id == "agent-4999"
     assert "name 7" not in models.by_model
     assert "agent-14" in models.by_model
+
+
+# Users' own agents ---------------------------------------------------------------------------------------------------
+
+PERSONAL = Agent("agent-9", "friend", 9, ("letta-gateway:user", "letta-gateway:user:ann"))
+
+
+async def test_agent_of_a_users_own_is_in_no_listing() -> None:
+    shelf = Shelf(FRIEND, PERSONAL)
+    models = await shelf.catalog.models()
+    assert list(models.by_model) == ["friend"]
+    assert models.get("agent-9") is None
+    assert models.get("friend") == FRIEND
+
+
+@pytest.mark.parametrize("model", ["agent-9", "anns"])
+async def test_agent_of_a_users_own_is_resolved_for_nobody(model: str) -> None:
+    shelf = Shelf(FRIEND, Agent("agent-9", "anns", 9, PERSONAL.tags))
+    for _ in range(2):
+        with pytest.raises(ModelNotFound):
+            await shelf.catalog.resolve(model)
+        await shelf.catalog.models()
+
+
+async def test_name_that_an_agent_shares_with_a_users_own() -> None:
+    assert await Shelf(PERSONAL, FRIEND).catalog.resolve("friend") == FRIEND
+    assert PERSONAL_TAG in PERSONAL.tags

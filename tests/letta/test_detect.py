@@ -8,10 +8,11 @@ import pytest
 
 from gateway.errors import GatewayError, UpstreamAuthFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.letta import detect
-from gateway.letta.backend import Agent, AgentBackend
+from gateway.letta.backend import Agent, AgentBackend, AgentSpec, MemoryBlock, SentTurn
 from gateway.letta.detect import DetectedBackend, Kind, kind_at
 from gateway.letta.scripted import ScriptedBackend
 from gateway.tasks import TaskSet
+from gateway.translation.agent_events import Usage
 from gateway.translation.agent_turn import Text
 from tests.letta.recording_server import (
     AGENT,
@@ -280,3 +281,17 @@ async def test_client_that_goes_away_while_the_kind_is_found_out(tasks: TaskSet,
         await first
     assert await asyncio.gather(backend.agents(), *waiting) == [[FRIEND]] * (others + 1)
     assert (find.asked, made.kinds) == (1, ["rest"])
+
+
+async def test_agents_are_made_and_asked_of_what_was_found(tasks: TaskSet) -> None:
+    made = Made()
+    backend = DetectedBackend(Finder("rest"), made, tasks)
+    agent = await backend.create_agent(AgentSpec(name="Bo", blocks=(MemoryBlock("human", "Ann."),), tags=("a",)))
+    assert await backend.find_tagged("a") == [agent]
+    assert (await backend.write_memory(agent.id, "human", "Cleo.")).value == "Cleo."
+    assert await backend.memory(agent.id) == (MemoryBlock("human", "Cleo."),)
+    made.backend.spendings["mark-1"] = Usage(1, 2)
+    assert await backend.spent(SentTurn("mark-1", agent.id, None, 0.0)) == Usage(1, 2)
+    await backend.delete_agent(agent.id)
+    assert await backend.find_tagged("a") == []
+    assert made.kinds == ["rest"]

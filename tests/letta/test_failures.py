@@ -6,7 +6,16 @@ import pytest
 from letta_client.types import StopReasonType
 
 from gateway.errors import AgentGone, GatewayError, PendingApproval, TurnFailed, UpstreamInvalid, UpstreamRejected
-from gateway.letta.failures import FOLLOWED_BY_DETAIL, good_stop, is_refusal, of_error, of_finish, of_refusal, of_stop
+from gateway.letta.failures import (
+    FOLLOWED_BY_DETAIL,
+    good_stop,
+    is_abandoned_run,
+    is_refusal,
+    of_error,
+    of_finish,
+    of_refusal,
+    of_stop,
+)
 from gateway.translation.agent_events import StopReason
 
 BAD_STOPS = sorted(set(get_args(StopReasonType)) - set(get_args(StopReason)))
@@ -42,6 +51,21 @@ def test_stop_that_nobody_knows() -> None:
 def test_error_message(error_type: str | None, detail: str | None, code: str) -> None:
     error = of_error(error_type, "secret", detail, None)
     assert error.code == code
+    assert "secret" not in error.message
+
+
+_REFUSED = "{'error': {'message': '%s', 'type': 'budget_exceeded', 'param': None, 'code': '%d'}} [BYOK]"
+USED_UP = (
+    f"INVALID_ARGUMENT: Invalid request content for OpenAI: Error code: 422 - {_REFUSED % ('Key=secret', 422)}",
+    f"RATE_LIMIT_EXCEEDED: Rate limited by OpenAI: Error code: 429 - {_REFUSED % ('ExceededBudget: secret', 429)}",
+    "INTERNAL_SERVER_ERROR: ExceededBudget: User=secret over budget. Spend=0.0126, Budget=0.01",
+)
+
+
+@pytest.mark.parametrize("detail", USED_UP)
+def test_budget_that_litellm_has_used_up_is_no_rate_limit(detail: str) -> None:
+    error = of_error("llm_error", "An error occurred with the LLM request.", detail, of_stop("llm_api_error"))
+    assert (error.status, error.code, error.should_retry) == (402, "budget_exceeded", False)
     assert "secret" not in error.message
 
 
@@ -88,6 +112,8 @@ def test_stop_that_is_not_good(reason: str | None) -> None:
         ("error", "422: secret", "upstream_rejected"),
         ("llm_api_error", '429: {"message":"secret"}', "upstream_rate_limited"),
         ("error", '{"error":"429: secret"}', "upstream_rate_limited"),
+        ("llm_api_error", '422: {"message":"secret","type":"budget_exceeded","code":"422"}', "budget_exceeded"),
+        ("llm_api_error", '429: {"message":"secret","type":"budget_exceeded","code":"429"}', "budget_exceeded"),
         *(("error", f"{status}: secret", "model_error") for status in (500, 502, 503, 504, 529)),
         ("error", "418: secret", "agent_run_failed"),
         ("error", "it took 429: secret", "agent_run_failed"),
@@ -119,3 +145,9 @@ def test_input_that_was_not_accepted(text: str | None, kind: type[GatewayError])
     error = of_refusal(text)
     assert type(error) is kind
     assert error.should_retry is False
+
+
+def test_run_that_is_in_the_way() -> None:
+    assert is_abandoned_run("Conversation local-conv-3 already has an active run (local-run-7)")
+    assert not is_abandoned_run("500: Conversation x already has an active run (y)")
+    assert not is_abandoned_run("")

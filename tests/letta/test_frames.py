@@ -583,3 +583,13 @@ def test_frames_say_the_same_in_one_read_and_in_many(frames: list[bytes]) -> Non
     assert [event for byte in b"".join(events) for event in bytewise.feed(bytes([byte]))] == said
     assert whole.frames.run_id == many.frames.run_id == bytewise.frames.run_id
     assert whole.frames.unknown == many.frames.unknown == bytewise.frames.unknown
+
+
+def test_what_was_told_of_the_usage_adds_up() -> None:
+    frames, batch = FrameDecoder(by_step=True), list[AgentEvent]()
+    assert frames.used is None
+    for prompt, completion in ((100, 20), (30, 4)):
+        told = {"message_type": "usage_statistics", "prompt_tokens": prompt, "completion_tokens": completion}
+        frames.decode(json.dumps(told).encode(), batch)
+    assert batch == [Usage(100, 20), Usage(30, 4)]
+    assert frames.used == Usage(130, 24)

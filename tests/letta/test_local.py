@@ -110,7 +110,7 @@ class Agents(AppServerBackend):
     async def rows(self) -> list[AgentRow]:
         return self.agents_there
 
-    async def create_agent(self, body: AgentBody) -> AgentRow:
+    async def make_agent(self, body: AgentBody) -> AgentRow:
         self.asked.append(("create", body))
         return AgentRow("agent-new", body.name or "", body.model, body.description)
 

@@ -190,7 +190,8 @@ async def test_every_agent_page_by_page(server: RecordingServer, backend: RestBa
         None,
         *(f"agent-{PAGE * page - 1:04}" for page in range(1, pages)),
     ]
-    assert all(query == {"limit": "100", "order": "asc", "order_by": "created_at"} for query in asked)
+    light = {"limit": "100", "order": "asc", "order_by": "created_at", "include": "agent.tags"}
+    assert all(query == light for query in asked)
 
 
 async def test_listing_is_light(server: RecordingServer, backend: RestBackend) -> None:
@@ -199,7 +200,7 @@ async def test_listing_is_light(server: RecordingServer, backend: RestBackend) -
     await backend.find_agents(AGENT)
     for request in server.requests:
         assert re.fullmatch(r"[0-9.]+", request.header("X-Stainless-Package-Version") or ""), request.headers
-        assert not any(name.startswith("include") for name in request.query)
+        assert request.query["include"] == "agent.tags"
 
 
 async def test_listing_ends_where_every_cursor_is_unknown(server: RecordingServer, backend: RestBackend) -> None:

@@ -31,7 +31,7 @@ from gateway.letta.rest_returns import SUPERSEDED
 from gateway.letta.rest_turn import RestTurn
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from gateway.translation.agent_events import AgentEvent, Failure, Stop, TextDelta, ToolCallDelta
+from gateway.translation.agent_events import AgentEvent, Failure, Stop, TextDelta, ToolCallDelta, Usage
 from gateway.translation.agent_turn import (
     AgentTurn,
     ClientTool,
@@ -1116,3 +1116,134 @@ async def test_many_turns_at_once(server: RecordingServer, new_turn: NewTurn) ->
     assert server.open == 120  # no pool's limit makes one wait for another
     gate.set()
     assert await asyncio.gather(*(heard(running) for running in turns)) == [WELL_SAID] * 120
+
+
+# What it took --------------------------------------------------------------------------------------------------------
+
+MARKED: Final = AgentTurn(agent_id=AGENT, mark="mark-1", news=(UserSaid((Text("Hi"),)),))
+USED: Final = frame(message_type="usage_statistics", prompt_tokens=100, completion_tokens=20, total_tokens=120)
+
+
+def steps_are(server: RecordingServer, prompt: int, completion: int, state: str = "completed") -> None:
+    server.on("run", status(200, {"id": "run-1", "status": state, "created_at": "2026-11-21T00:00:00Z"}))
+    server.on("steps", status(200, [{"id": "s", "prompt_tokens": prompt, "completion_tokens": completion}]))
+
+
+async def test_usage_that_the_stream_told_is_not_asked_for(server: RecordingServer, new_turn: NewTurn) -> None:
+    server.on("turn", stream(ping(), says("Hello"), stop(), USED, done()))
+    running = new_turn(said=MARKED)
+    await open_and_hear(running)
+    assert await running.usage() == Usage(100, 20)
+    assert [request.kind for request in server.requests] == ["turn"]
+
+
+async def test_usage_of_a_turn_that_failed_is_asked_for(server: RecordingServer, new_turn: NewTurn) -> None:
+    steps_are(server, 7, 1, "failed")
+    server.on("turn", stream(ping(), stop("llm_api_error"), frame(message_type="error_message"), done()))
+    running = new_turn(said=MARKED)
+    assert isinstance((await open_and_hear(running))[-1], Failure)
+    assert await running.usage() == Usage(7, 1)
+
+
+async def test_usage_of_a_turn_that_was_cancelled_is_asked_for(server: RecordingServer, new_turn: NewTurn) -> None:
+    steps_are(server, 7, 1, "cancelled")
+    server.on("turn", stream(ping(), says("Hel"), hang()))
+    running = new_turn(said=MARKED)
+    await running.open()
+    await next_batch(running)
+    await running.cancel()
+    assert await running.usage() == Usage(7, 1)
+
+
+@pytest.mark.parametrize("broken", CUT)
+async def test_usage_of_a_stream_that_broke_while_the_server_is_up(
+    server: RecordingServer, new_turn: NewTurn, broken: Any
+) -> None:
+    steps_are(server, 7, 1)
+    server.on("turn", stream(ping(), says("Hel"), broken))
+    running = new_turn(said=MARKED)
+    with pytest.raises(UpstreamTruncated):
+        await open_and_hear(running)
+    assert await running.usage() == Usage(7, 1)
+
+
+async def test_usage_of_a_stream_that_broke_with_the_server(server: RecordingServer, new_turn: NewTurn) -> None:
+    server.on("turn", stream(ping(), says("Hel"), fin()))
+    running = new_turn(said=MARKED)
+    with pytest.raises(UpstreamTruncated):
+        await open_and_hear(running)
+    await server.stop()
+    with pytest.raises(UpstreamUnavailable):
+        await running.usage()
+
+
+@pytest.mark.parametrize("answer", [stream(fin()), rst(), garbage(), status(502), status(500)])
+async def test_turn_of_which_nobody_knows_whether_it_began(
+    server: RecordingServer, new_turn: NewTurn, answer: Answer
+) -> None:
+    server.on("turn", answer)
+    running = new_turn(said=MARKED)
+    with pytest.raises(GatewayError):
+        await open_and_hear(running)
+    with pytest.raises(UpstreamTimeout):
+        await running.usage()
+
+
+async def test_abort_before_the_answer_leaves_open_what_it_took(server: RecordingServer, new_turn: NewTurn) -> None:
+    server.on("turn", silence())
+    running = new_turn(said=MARKED)
+    opening = asyncio.get_running_loop().create_task(running.open())
+    await until(lambda: server.asked("turn"))
+    running.abort(LEAVE)
+    with pytest.raises(ShuttingDown):
+        await opening
+    with pytest.raises(UpstreamTimeout):
+        await running.usage()
+
+
+@pytest.mark.parametrize("number", [404, 409, 422, 429])
+async def test_turn_that_was_refused_took_nothing(server: RecordingServer, new_turn: NewTurn, number: int) -> None:
+    server.on("turn", status(number))
+    running = new_turn(said=MARKED)
+    with pytest.raises(GatewayError):
+        await running.open()
+    assert await running.usage() is None
+
+
+async def test_turn_that_never_left_took_nothing(server: RecordingServer, new_turn: NewTurn) -> None:
+    assert await new_turn(said=MARKED).usage() is None
+    running = new_turn(said=MARKED)
+    await server.stop()
+    with pytest.raises(UpstreamUnavailable):
+        await running.open()
+    assert await running.usage() is None
+
+
+async def test_mark_goes_out_by_header_and_message(server: RecordingServer, new_turn: NewTurn) -> None:
+    server.on("turn", status(409), KEPT)
+    running = new_turn(said=MARKED)
+    with pytest.raises(ConversationBusy):
+        await running.open()
+    await open_and_hear(running)
+    first, second = server.asked("turn")
+    assert [request.header("X-Api-Request-Log-Id") for request in (first, second)] == ["mark-1", "mark-1"]
+    assert [request.json()["messages"][0]["otid"] for request in (first, second)] == ["mark-1.1", "mark-1.2"]
+
+
+async def test_turn_without_a_mark_names_nothing(server: RecordingServer, new_turn: NewTurn) -> None:
+    await open_and_hear(new_turn())
+    (request,) = server.asked("turn")
+    assert request.header("X-Api-Request-Log-Id") is None
+    assert request.json()["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+async def test_client_that_goes_away_between_the_end_and_the_usage(server: RecordingServer, new_turn: NewTurn) -> None:
+    gate = asyncio.Event()
+    server.on("turn", stream(ping(), stop(), wait(gate), USED, done()))
+    running = new_turn(said=MARKED)
+    await running.open()
+    await next_batch(running)
+    assert running.ended
+    gate.set()
+    assert await running.usage() == Usage(100, 20)
+    assert [request.kind for request in server.requests] == ["turn"]

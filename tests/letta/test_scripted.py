@@ -1,9 +1,19 @@
 import asyncio
 
+import msgspec
 import pytest
 
-from gateway.errors import ConversationBusy, GatewayError, ShuttingDown, UpstreamTruncated, UpstreamUnavailable
-from gateway.letta.backend import Agent, AgentBackend, RunningTurn
+from gateway.errors import (
+    AgentGone,
+    ConversationBusy,
+    GatewayError,
+    InvalidRequest,
+    MemoryNotFound,
+    ShuttingDown,
+    UpstreamTruncated,
+    UpstreamUnavailable,
+)
+from gateway.letta.backend import Agent, AgentBackend, AgentSpec, MemoryBlock, RunningTurn, SentTurn
 from gateway.letta.scripted import (
     USUAL,
     Break,
@@ -240,3 +250,62 @@ async def test_closing_is_noted() -> None:
     backend = ScriptedBackend()
     await backend.close()
     assert backend.closed
+
+
+# What turns took -----------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_what_was_heard() -> None:
+    turn = turn_of(HI, [Usage(3, 1)], [Usage(4, 2), Stop("end_turn")])
+    assert await turn.usage() is None
+    await turn.open()
+    await heard(turn)
+    assert await turn.usage() == Usage(7, 3)
+
+
+async def test_usage_of_a_turn_that_was_not_heard_to_its_end() -> None:
+    script = Script(steps=(HI, [Usage(3, 1)], END), counted=Usage(9, 9))
+    turn = ScriptedTurn(SAID, script)
+    await turn.open()
+    await next_batch(turn)
+    assert await turn.usage() == Usage(9, 9)
+    await heard(turn)
+    assert await turn.usage() == Usage(3, 1)
+    silent = ScriptedTurn(SAID, Script(steps=(HI,), counted=Break(UpstreamUnavailable())))
+    with pytest.raises(UpstreamUnavailable):
+        await silent.usage()
+
+
+async def test_turns_of_others_are_reconciled() -> None:
+    backend = ScriptedBackend([FRIEND])
+    backend.play(says("Hi", usage=Usage(3, 1)))
+    turn = backend.turn(msgspec.structs.replace(SAID, mark="mark-1"))
+    await turn.open()
+    await heard(turn)
+    backend.spendings["mark-2"] = Usage(5, 5)
+    sent = [SentTurn(f"mark-{number}", "agent-1", None, 0.0) for number in (1, 2, 3)]
+    assert [await backend.spent(one) for one in sent] == [Usage(3, 1), Usage(5, 5), None]
+    assert backend.reconciled == sent
+
+
+# Agents that are made ------------------------------------------------------------------------------------------------
+
+
+async def test_agent_that_is_made_remembers_and_is_deleted() -> None:
+    backend = ScriptedBackend([FRIEND])
+    blocks = (MemoryBlock("persona", "Bo."), MemoryBlock("human", "Ann.", limit=5))
+    spec = AgentSpec(name="Bo", blocks=blocks, tags=("a",))
+    made = await backend.create_agent(spec)
+    assert await backend.find_tagged("a") == [made]
+    assert backend.specs[made.id] == spec
+    assert await backend.write_memory(made.id, "human", "Cleo.") == MemoryBlock("human", "Cleo.", limit=5)
+    assert [block.label for block in await backend.memory(made.id)] == ["human", "persona"]
+    with pytest.raises(MemoryNotFound):
+        await backend.write_memory(made.id, "nothing", "x")
+    with pytest.raises(InvalidRequest):
+        await backend.write_memory(made.id, "human", "Cleopatra")
+    assert await backend.memory(FRIEND.id) == ()
+    await backend.delete_agent(made.id)
+    with pytest.raises(AgentGone):
+        await backend.memory(made.id)
+    assert (backend.gone, backend.listed) == ([made.id], [FRIEND])

@@ -14,6 +14,7 @@ from gateway.letta.wire import (
     decode_agents,
     decode_health,
     decode_profile,
+    otid_of,
     turn_body,
 )
 from gateway.translation.agent_turn import (
@@ -153,3 +154,24 @@ def test_answer_that_is_no_agent(answer: bytes) -> None:
 def test_row_is_what_the_listing_is_read_as() -> None:
     assert decode_agents(b"[]") == []
     assert isinstance(decode_agents(b'[{"id":"a","name":"b"}]')[0], AgentRow)
+
+
+def test_last_message_of_a_turn_is_named() -> None:
+    turn = AgentTurn(agent_id="agent-1", history=(AgentSaid("before"),), news=(UserSaid((Text("Hi"),)),))
+    assert json.loads(turn_body(turn, otid=otid_of("mark-1", 2)))["messages"] == [
+        {"role": "assistant", "content": "before"},
+        {"role": "user", "content": "Hi", "otid": "mark-1.2"},
+    ]
+    assert otid_of("mark-1", 2).startswith(otid_of("mark-1"))
+    assert not otid_of("mark-10", 1).startswith(otid_of("mark-1"))
+
+
+def test_turn_of_results_alone_has_no_message_to_be_named() -> None:
+    settled = Settled((ToolResult("c1", "sunny"),))
+    (message,) = json.loads(turn_body(AgentTurn(agent_id="agent-1"), settled, otid="mark-1.1"))["messages"]
+    assert "otid" not in message
+
+
+def test_tags_are_read() -> None:
+    assert decode_agent(b'{"id":"agent-1","name":"x","tags":["a","b"]}').agent().tags == ("a", "b")
+    assert decode_agent(b'{"id":"agent-1","name":"x","tags":null}').agent().tags == ()

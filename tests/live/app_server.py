@@ -38,6 +38,25 @@ _READY = 60.0
 _ANSWER = 30.0
 
 
+class _Usage(msgspec.Struct, frozen=True, rename="camel"):
+    input: int
+    output: int
+    cache_read: int
+
+
+class _Message(msgspec.Struct, frozen=True):
+    usage: _Usage | None = None
+
+
+class _Line(msgspec.Struct):
+    timestamp: str
+    message: _Message = _Message()
+
+
+class _Conversation(msgspec.Struct):
+    agent_id: str
+
+
 class AppServerError(Exception):
     """The server did not do what a helper asked for."""
 
@@ -138,6 +157,19 @@ class AppServer:
         """Delete an agent, if it is there."""
         with contextlib.suppress(AppServerError):
             self.ask("agent_delete", agent_id=agent_id)
+
+    def counted(self, agent_id: str) -> tuple[int, int]:
+        """Return the prompt and completion tokens of all steps that an agent has taken, as the server keeps them."""
+        steps: dict[str, _Usage] = {}  # the copy of a conversation has the steps of the original
+        for folder in (self._home / ".letta" / "lc-local-backend" / "conversations").iterdir():
+            about = msgspec.json.decode((folder / "conversation.json").read_bytes(), type=_Conversation)
+            stored = folder / "messages.jsonl"
+            if about.agent_id == agent_id and stored.exists():
+                for line in stored.read_bytes().splitlines():
+                    stored_line = msgspec.json.decode(line, type=_Line)
+                    if stored_line.message.usage is not None:
+                        steps[stored_line.timestamp] = stored_line.message.usage
+        return sum(step.input + step.cache_read for step in steps.values()), sum(step.output for step in steps.values())
 
     def ask(self, command: str, **fields: object) -> dict[str, Any]:
         """Send one command on a socket of its own and give the reply; from any thread, whatever runs in it."""

@@ -53,6 +53,10 @@ class LettaServer(Protocol):
         """Have many more agents, which are listed, and need not be able to answer."""
         ...
 
+    def counted(self, agent_id: str) -> tuple[int, int]:
+        """Return the prompt and completion tokens of all steps that an agent has taken, as the server keeps them."""
+        ...
+
     def delete_agent(self, agent_id: str) -> None:
         """Delete an agent, if it is there."""
         ...

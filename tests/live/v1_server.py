@@ -61,6 +61,12 @@ class _Tool(msgspec.Struct):
 
 class _Run(msgspec.Struct):
     status: str
+    id: str = ""
+
+
+class _Step(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class V1Error(Exception):
@@ -177,6 +183,14 @@ class V1Server:
         """Delete an agent, if it is there."""
         with contextlib.suppress(V1Error):
             self.call("DELETE", f"/v1/agents/{agent_id}")
+
+    def counted(self, agent_id: str) -> tuple[int, int]:
+        """Return the prompt and completion tokens of all steps that an agent has taken, as the server keeps them."""
+        runs = msgspec.json.decode(self.call("GET", f"/v1/runs/?agent_id={agent_id}&limit=1000"), type=list[_Run])
+        steps: list[_Step] = []
+        for run in runs:
+            steps += msgspec.json.decode(self.call("GET", f"/v1/runs/{run.id}/steps?limit=1000"), type=list[_Step])
+        return sum(step.prompt_tokens for step in steps), sum(step.completion_tokens for step in steps)
 
     def cancelled_within(self, agent: Agent, seconds: float) -> bool:
         """Tell whether the agent's newest run becomes a cancelled one, in so many seconds."""

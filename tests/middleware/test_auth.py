@@ -3,8 +3,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.errors import AuthenticationFailed
-from middleware.auth import KeyRing
+from gateway import keys
+from gateway.errors import AuthenticationFailed, StorageUnavailable
+from middleware.auth import OPERATOR, PERSONAL, KeyRing, holds
+from tests.handlers.platforms import ANN, BEN, KnownCallers, Platform, agent_of, key, platform, token
 from tests.server.running import FRIEND, Running, serving, settings
 from tests.server.wire import Headers
 
@@ -252,3 +254,159 @@ async def test_page_that_gave_its_name_our_address_is_no_operator() -> None:
     async with serving(settings(api_keys=("sk-one",))) as gateway:
         assert (await gateway.ask("GET", "/metrics")).status == 200
         assert (await gateway.ask("GET", "/metrics", {"Host": "evil.example"})).status == 403
+
+
+# Users ---------------------------------------------------------------------------------------------------------------
+
+ME = "/api/v1/auth/me"
+USERS = "/api/v1/admin/users"
+
+
+@pytest.fixture
+async def users() -> AsyncIterator[Platform]:
+    """Serve users beside the operator's keys; this machine's own network is trusted."""
+    async with platform(api_keys=("sk-one",), operator_key="sk-operator") as running:
+        yield running
+
+
+@pytest.mark.parametrize("user", [ANN, BEN])
+async def test_personal_key_opens_the_openai_surface(users: Platform, user: str) -> None:
+    for headers in (key(user), {"X-Api-Key": f"{PERSONAL}{user}"}):
+        answer = await users.ask("GET", "/v1/models", headers)
+        assert (answer.status, [model["id"] for model in answer.json()["data"]]) == (200, [agent_of(user).name])
+
+
+@pytest.mark.parametrize("given", [PERSONAL, f"{PERSONAL}nobody", f"{PERSONAL}sk-one", f"{PERSONAL}{ANN}x"])
+async def test_personal_key_that_is_nobodys(users: Platform, given: str) -> None:
+    answer = await users.ask("GET", "/v1/models", {"Authorization": f"Bearer {given}"})
+    assert (answer.status, answer.code) == (401, "invalid_api_key")
+    assert given.encode() not in answer.body or given == PERSONAL
+
+
+async def test_personal_key_that_is_nobodys_where_anybody_may_ask() -> None:
+    """Whoever says who they are is not somebody else because of a slip of the pen."""
+    async with platform() as gateway:
+        assert (await gateway.ask("GET", "/v1/models", {"X-Api-Key": "anything"})).status == 200
+        assert (await gateway.ask("GET", "/v1/models", {"X-Api-Key": f"{PERSONAL}nobody"})).status == 401
+        answer = await gateway.ask("GET", "/v1/models", key(ANN))
+        assert [model["id"] for model in answer.json()["data"]] == [agent_of(ANN).name]
+
+
+@pytest.mark.parametrize("headers", [token(ANN), {"X-Api-Key": f"token-{ANN}"}])
+async def test_access_token_opens_the_platform(users: Platform, headers: dict[str, str]) -> None:
+    answer = await users.ask("GET", ME, headers)
+    assert (answer.status, answer.json()["id"]) == (200, ANN)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "invalid_api_key"),
+        ({"Authorization": "Bearer "}, "invalid_api_key"),
+        ({"Authorization": "Basic YTpi"}, "invalid_api_key"),
+        ({"Cookie": f"access_token=token-{ANN}"}, "invalid_api_key"),
+        ({"Authorization": "Bearer sk-one"}, "invalid_token"),
+        ({"Authorization": "Bearer sk-operator"}, "invalid_token"),
+        (key(ANN), "invalid_token"),
+        (token("nobody"), "invalid_token"),
+        ({"X-User-Id": ANN, "Authorization": "Bearer sk-operator"}, "invalid_token"),
+    ],
+)
+async def test_nothing_but_an_access_token_opens_the_platform(
+    users: Platform, headers: dict[str, str], code: str
+) -> None:
+    for path in (ME, "/api/v1/user/profile", "/api/v1/chat/history"):
+        answer = await users.ask("GET", path, headers)
+        assert (answer.status, answer.code) == (401, code)
+        assert answer.header("www-authenticate") == "Bearer"
+
+
+async def test_access_token_in_the_url(users: Platform) -> None:
+    assert (await users.ask("GET", f"{ME}?access_token=token-{ANN}&token=token-{ANN}")).status == 401
+
+
+async def test_owner_comes_from_the_credential_alone(users: Platform) -> None:
+    """S4."""
+    others = {"X-User-Id": BEN, "X-OpenWebUI-User-Id": BEN, "X-Owner": BEN, "X-Forwarded-User": BEN}
+    assert (await users.ask("GET", f"{ME}?user_id={BEN}", {**others, **token(ANN)})).json()["id"] == ANN
+    answer = await users.ask("GET", f"/v1/models?user={BEN}", {**others, **key(ANN)})
+    assert [model["id"] for model in answer.json()["data"]] == [agent_of(ANN).name]
+
+
+async def test_users_credentials_open_nothing_of_the_operators(users: Platform) -> None:
+    """S19."""
+    for headers in (token(ANN), key(ANN), {"Authorization": "Bearer sk-one"}):
+        answer = await users.ask("GET", USERS, headers)
+        assert (answer.status, answer.code) == (403, "forbidden")
+    assert (await users.ask("GET", "/v1/models", token(ANN))).status == 401
+
+
+async def test_administration_is_opened_by_the_operator_key_alone(users: Platform) -> None:
+    """A trusted network may read figures: it does not manage users."""
+    assert (await users.ask("GET", "/metrics")).status == 200
+    answer = await users.ask("GET", USERS)
+    assert (answer.status, answer.code) == (401, "invalid_api_key")
+    for headers in ({"Authorization": "Bearer sk-operator"}, {"X-Api-Key": "sk-operator"}):
+        for source in (None, NOBODY):
+            found = await ask_from(users, USERS, headers, source)
+            assert found == 200
+
+
+async def ask_from(gateway: Platform, path: str, headers: dict[str, str], source: str | None) -> int:
+    return (await gateway.ask("GET", path, headers, source=source)).status
+
+
+async def test_administration_is_closed_without_an_operator_key() -> None:
+    async with platform(api_keys=("sk-one",)) as gateway:
+        for headers in ({}, {"Authorization": "Bearer sk-one"}, {"X-Api-Key": ""}, {"Authorization": "Bearer "}):
+            answer = await gateway.ask("GET", USERS, headers)
+            assert (answer.status, answer.code) == (403, "forbidden")
+
+
+async def test_administration_without_api_keys_needs_the_operator_key_all_the_same() -> None:
+    async with platform(operator_key="sk-operator") as gateway:
+        assert (await gateway.ask("GET", USERS)).status == 401
+        assert (await gateway.ask("GET", USERS, {"X-Api-Key": "sk-operator"})).status == 200
+
+
+async def test_credentials_that_cannot_be_asked_for_are_no_401(
+    users: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> keys.Caller:
+        raise StorageUnavailable
+
+    monkeypatch.setattr(KnownCallers, "caller_of_key", fail)
+    monkeypatch.setattr(KnownCallers, "caller_of_token", fail)
+    for path, headers in (("/v1/models", key(ANN)), (ME, token(ANN))):
+        answer = await users.ask("GET", path, headers)
+        assert (answer.status, answer.code) == (503, "storage_unavailable")
+
+
+async def test_web_page_without_a_credential_gets_nowhere() -> None:
+    """Without API keys: with a user's own credential it is the user who asks."""
+    foreign = {"Host": "evil.example.com", "Origin": "https://evil.example.com"}
+    async with platform() as gateway:
+        assert (await gateway.ask("POST", "/api/v1/auth/login", foreign)).status == 403
+        assert (await gateway.ask("GET", ME, foreign)).status == 401
+        assert (await gateway.ask("GET", ME, {**foreign, **token(ANN)})).status == 200
+
+
+def test_operators_caller_is_nobody_else() -> None:
+    assert keys.Caller("operator") == OPERATOR
+    assert OPERATOR.user_id is None
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "is_held"),
+    [
+        ("sk-operator", "sk-operator", True),
+        ("sk-operator", "sk-operato", False),
+        ("sk-operator", "", False),
+        ("sk-operator", None, False),
+        ("sk-operator", "sk-operat\udcff", False),
+        ("", "", False),
+        ("", None, False),
+    ],
+)
+def test_who_holds_the_operator_key(known: str, given: str | None, *, is_held: bool) -> None:
+    assert holds(known, given) is is_held

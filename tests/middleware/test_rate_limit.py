@@ -7,6 +7,7 @@ import pytest
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from middleware.rate_limit import Windows, duration
+from tests.handlers.platforms import ANN, BEN, key, platform, token
 from tests.server.running import serving, settings
 
 LIMIT = limits.parse("600/minute")
@@ -122,6 +123,28 @@ async def test_what_is_refused_before_uses_up_nothing() -> None:
         for _ in range(3):
             assert (await gateway.ask("GET", "/v1/models")).status == 401
         assert (await gateway.ask("GET", "/v1/models", {"X-Api-Key": "sk-one"})).status == 200
+
+
+async def test_each_user_has_their_own_share_on_every_surface() -> None:
+    async with platform(api_keys=("sk-one",), rate_limit="2/minute") as gateway:
+
+        async def ask(path: str, headers: dict[str, str], address: str) -> int:
+            return (await gateway.ask("GET", path, {**headers, "X-Forwarded-For": address})).status
+
+        assert await ask("/v1/models", key(ANN), "203.0.113.1") == 200
+        assert await ask("/api/v1/auth/me", token(ANN), "203.0.113.2") == 200
+        for path, headers in (("/v1/models", key(ANN)), ("/api/v1/auth/me", token(ANN))):
+            assert await ask(path, headers, "203.0.113.3") == 429
+        assert await ask("/v1/models", key(BEN), "203.0.113.4") == 200
+        assert await ask("/api/v1/auth/me", token(BEN), "203.0.113.4") == 200
+
+
+async def test_open_and_operators_routes_are_not_counted() -> None:
+    async with platform(operator_key="sk-operator", rate_limit="1/minute") as gateway:
+        for _ in range(3):
+            assert (await gateway.ask("GET", "/.well-known/jwks.json")).status == 200
+            assert (await gateway.ask("GET", "/api/v1/admin/users", {"X-Api-Key": "sk-operator"})).status == 200
+        assert [(await gateway.ask("GET", "/v1/models")).status for _ in range(2)] == [200, 429]
 
 
 @pytest.mark.parametrize(

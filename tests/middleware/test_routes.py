@@ -20,6 +20,8 @@ async def test_pattern_stands_for_every_path_that_it_matches() -> None:
     assert route_of(await matched("GET", "/v1/models/friend")) == "/v1/models/{model}"
     assert route_of(await matched("HEAD", "/v1/models/a/b")) == "/v1/models/{model}"
     assert route_of(await matched("POST", "/v1/chat/completions")) == "/v1/chat/completions"
+    assert route_of(await matched("PATCH", "/api/v1/agent/memory/human")) == "/api/v1/agent/memory/{label}"
+    assert route_of(await matched("POST", "/api/v1/admin/users/ada/block")) == "/api/v1/admin/users/{user}/block"
 
 
 async def test_path_or_method_that_matches_none() -> None:

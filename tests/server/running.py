@@ -29,7 +29,8 @@ JSON: Final = {"Content-Type": "application/json"}
 
 def settings(**changes: Any) -> Settings:
     """Return settings that need no environment."""
-    return Settings(**{"letta_base_url": "http://letta.invalid", "port": 0, **changes})
+    usual = {"letta_base_url": "http://letta.invalid", "port": 0, "secret_key": "a secret of the tests, 32 characters"}
+    return Settings(**{**usual, **changes})
 
 
 def chat_body(text: str = "Hi", *, model: str = "friend", **more: Any) -> bytes:

@@ -13,7 +13,7 @@ from gateway.translation.agent_events import TextDelta
 from tests.server.recorded_logs import recorded_logs
 from tests.server.running import FRIEND, JSON, Running, chat_request, serving, settings
 from tests.server.wire import Connection, connect, request
-from tests.storage.late import LateDatabase
+from tests.storage.late import LateDatabase, late_database
 
 CANARY: Final = "sk-canary-7f3a"
 TOKEN: Final = f"Authorization: Bearer {CANARY}".encode()
@@ -174,8 +174,8 @@ async def test_stopped_before_it_was_started() -> None:
 
 
 async def test_start_on_an_address_that_is_taken_can_be_stopped() -> None:
-    async with serving() as first:
-        second = Listener(build_app(settings(), LateDatabase(), backend=ScriptedBackend()), "127.0.0.1", first.port)
+    async with serving() as first, late_database() as database:
+        second = Listener(build_app(settings(), database, backend=ScriptedBackend()), "127.0.0.1", first.port)
         with pytest.raises(OSError, match="in use"):
             await second.start()
         await second.stop()
@@ -204,6 +204,11 @@ async def test_stop_ends_what_is_open() -> None:
 class Bounded(Running):
     """A gateway with room for four connections."""
 
+    async def stop(self) -> None:
+        """Stop it, and close its database."""
+        await self.listener.stop()
+        await self.app[keys.DATABASE].close()
+
 
 async def bounded(most: int = 4) -> Bounded:
     backend = ScriptedBackend([FRIEND], usual=Script((Hang(),)))
@@ -229,7 +234,7 @@ async def test_idle_connections_make_room(sent: bytes) -> None:
         assert (await gateway.ask("GET", "/health")).status == 200
         assert all([await connection.closed() for connection in idle[:4]])
     finally:
-        await gateway.listener.stop()
+        await gateway.stop()
     for connection in idle:
         await connection.close()
 
@@ -245,7 +250,7 @@ async def test_the_one_that_has_been_idle_longest_makes_room() -> None:
         await first.send(request("GET", "/health"))
         assert (await first.answer()).status == 200, "it was answered last, so it stays"
     finally:
-        await gateway.listener.stop()
+        await gateway.stop()
     for connection in (first, *others):
         await connection.close()
 
@@ -266,7 +271,7 @@ async def test_connections_that_are_being_answered_keep_their_place() -> None:
             connection.abort()
         await asyncio.sleep(0.05)
     finally:
-        await gateway.listener.stop()
+        await gateway.stop()
     for connection in busy:
         await connection.close()
 

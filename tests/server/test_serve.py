@@ -10,7 +10,11 @@ import msgspec
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from gateway.server.serve import banner
+from gateway.errors import UpstreamUnavailable
+from gateway.letta.backend import Capabilities
+from gateway.letta.scripted import ScriptedBackend
+from gateway.server.serve import StartFailed, _check_kind, banner
+from gateway.storage.opening import has_wal_reset_bug
 from tests.server.running import chat_request, local_letta, settings
 from tests.server.subprocesses import GatewayProcess, gateway_process
 from tests.server.upstream import Upstream
@@ -271,3 +275,65 @@ async def test_local_letta_that_cannot_be_made_ready(environment: dict[str, str]
     (line,) = (line for line in gateway.errors.splitlines() if line.startswith("letta-gateway: "))
     assert told in line
     assert "Traceback" not in gateway.errors
+
+
+# What cannot work is said at the start -------------------------------------------------------------------------------
+
+LITELLM = {
+    "billing": "litellm",
+    "litellm_base_url": "http://litellm.invalid",
+    "litellm_master_key": "sk-master",
+    "user_model": "gpt-5",
+}
+
+
+async def test_server_whose_agents_have_no_providers_cannot_bill_by_litellm() -> None:
+    backend = ScriptedBackend()
+    backend.capabilities = Capabilities(overlays=False, providers=False)
+    with pytest.raises(StartFailed, match="LETTA_GATEWAY_BILLING=litellm needs a Letta V1 server") as caught:
+        await _check_kind(settings(**LITELLM), backend)
+    assert "\n" not in str(caught.value)
+    backend.capabilities = Capabilities(overlays=True, providers=True)
+    await _check_kind(settings(**LITELLM), backend)
+
+
+async def test_server_that_does_not_answer_yet_may_be_one_that_can() -> None:
+    backend = ScriptedBackend()
+    backend.capabilities = Capabilities(overlays=False, providers=False)
+    backend.down = UpstreamUnavailable()
+    await _check_kind(settings(**LITELLM), backend)
+
+
+async def test_nobody_is_asked_where_the_gateway_bills_itself() -> None:
+    backend = ScriptedBackend()
+    await _check_kind(settings(), backend)
+    assert backend.pings == 0
+
+
+async def test_old_sqlite_is_one_warning_and_no_refusal() -> None:
+    async with Upstream() as letta, gateway_process(letta.url) as gateway:
+        assert (await gateway.ask("GET", "/ready")).status == 200
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+    assert gateway.errors.count("WAL-reset bug") == (1 if has_wal_reset_bug() else 0)
+
+
+async def test_shared_database_without_a_shared_secret_stops_the_start() -> None:
+    url = "postgresql://me:hunter2@127.0.0.1:9/gateway"
+    async with gateway_process(None, serves=False, env={"LETTA_GATEWAY_DATABASE_URL": url}) as gateway:
+        assert await gateway.ended() == 2
+    (line,) = gateway.errors.splitlines()
+    assert line.startswith("letta-gateway: SECRET_KEY is needed with LETTA_GATEWAY_DATABASE_URL")
+    assert "hunter2" not in line
+
+
+async def test_secret_that_everybody_can_read_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "secret.key").write_text("x" * 64)
+    (tmp_path / "secret.key").chmod(0o644)
+    environment = {"LETTA_GATEWAY_HOME": str(tmp_path)}
+    async with Upstream() as letta, gateway_process(letta.url, serves=False, env=environment) as gateway:
+        assert await gateway.ended() == 2
+    (line,) = gateway.errors.splitlines()
+    assert line.startswith("letta-gateway: ")
+    assert "secret.key" in line
+    assert "xxxx" not in line

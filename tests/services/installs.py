@@ -1,12 +1,14 @@
-"""Install the clients that the services' tests try, under `.cache/`: `python -m tests.services.installs`.
+"""Install what the services' tests try, under `.cache/`: `python -m tests.services.installs`.
 
-What is installed is pinned, with hashes, in `deploy/locks/services-python.txt` and `deploy/locks/services-npm/`. Each
+Clients of the gateway, and services behind it: a LiteLLM proxy, and Supabase's own server of a few files. What is
+installed is pinned, with hashes, in `deploy/locks/services-{python,litellm}.txt` and `deploy/locks/services-npm/`. Each
 part carries a stamp that names what it was made of: what is as the locks say is left alone. No install script runs.
 Node.js is one of the npm packages: many clients need a newer one than the machine has.
 """
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,9 @@ _LOCKS: Final = _ROOT / "deploy" / "locks"
 _UV: Final = _ROOT / ".venv" / "bin" / "uv"
 _VENV: Final = _CACHE / "services-python"
 _NPM: Final = _CACHE / "services-npm"
+_LITELLM: Final = _CACHE / "services-litellm"
 _PYTHON_LOCK: Final = _LOCKS / "services-python.txt"
+_LITELLM_LOCK: Final = _LOCKS / "services-litellm.txt"
 _NPM_LOCKS: Final = (_LOCKS / "services-npm" / "package.json", _LOCKS / "services-npm" / "package-lock.json")
 
 NODE_MODULES: Final = _NPM / "node_modules"
@@ -30,6 +34,10 @@ NODE: Final = NODE_MODULES / ".bin" / "node"
 CODEX: Final = NODE_MODULES / "@openai" / "codex" / "bin" / "codex.js"
 OPENCODE: Final = NODE_MODULES / "opencode-linux-x64-baseline" / "bin" / "opencode"
 """There for this platform alone."""
+SUPABASE: Final = NODE_MODULES / "@supabase" / "lite" / "dist" / "cli" / "index.js"
+LITELLM: Final = _LITELLM / "bin" / "litellm"
+_PRISMA: Final = NODE_MODULES / "prisma" / "build" / "index.js"
+_QUERY_ENGINE: Final = Path(__file__).parent / "litellm" / "query_engine.cjs"
 
 
 def install() -> None:
@@ -39,12 +47,26 @@ def install() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _make(_VENV, (_PYTHON_LOCK,), _install_python)
         _make(_NPM, _NPM_LOCKS, _install_npm)
+        _make(_LITELLM, (_LITELLM_LOCK, *_NPM_LOCKS), _install_litellm)
 
 
 def missing() -> str | None:
     """Say what is missing, if anything."""
-    absent = [part.name for part in (_VENV, _NPM) if not _stamp(part).exists()]
+    absent = [part.name for part in (_VENV, _NPM, _LITELLM) if not _stamp(part).exists()]
     return f"{', '.join(absent)} not set up: run `python -m tests.services.installs`" if absent else None
+
+
+def prisma_environment() -> dict[str, str]:
+    """Return what makes LiteLLM's Prisma take the engine that is served by a script, and fetch none."""
+    return {
+        "PRISMA_QUERY_ENGINE_BINARY": str(_QUERY_ENGINE),
+        "PRISMA_QUERY_ENGINE_LIBRARY": str(_QUERY_ENGINE),
+        "PRISMA_SCHEMA_ENGINE_BINARY": str(_QUERY_ENGINE),
+        "PRISMA_CLI_QUERY_ENGINE_TYPE": "binary",
+        "PRISMA_ENGINES_CHECKSUM_IGNORE_MISSING": "1",
+        "CHECKPOINT_DISABLE": "1",
+        "QUERY_ENGINE_NODE_MODULES": str(NODE_MODULES),
+    }
 
 
 def _stamp(part: Path) -> Path:
@@ -64,9 +86,13 @@ def _make(part: Path, locks: tuple[Path, ...], make: Callable[[], None]) -> None
 
 
 def _install_python() -> None:
-    subprocess.run([_UV, "venv", "--quiet", "--python", "3.11", _VENV], check=True)
-    options: list[str | Path] = ["--quiet", "--compile-bytecode", "--python", PYTHON, "--require-hashes"]
-    subprocess.run([_UV, "pip", "install", *options, "-r", _PYTHON_LOCK], check=True)
+    _install_venv(_VENV, _PYTHON_LOCK)
+
+
+def _install_venv(venv: Path, lock: Path) -> None:
+    subprocess.run([_UV, "venv", "--quiet", "--python", "3.11", venv], check=True)
+    options: list[str | Path] = ["--quiet", "--compile-bytecode", "--python", venv / "bin" / "python"]
+    subprocess.run([_UV, "pip", "install", *options, "--require-hashes", "-r", lock], check=True)
 
 
 def _install_npm() -> None:
@@ -78,6 +104,19 @@ def _install_npm() -> None:
         shutil.copy(lock, _NPM)
     # The machine's own Node.js may be older than what the packages ask for: they run with the one among them.
     subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], cwd=_NPM, check=True)
+
+
+def _install_litellm() -> None:
+    """Install the proxy, and generate the client by which it keeps its books."""
+    _install_venv(_LITELLM, _LITELLM_LOCK)
+    schema = next(_LITELLM.glob("lib/python*/site-packages/litellm/proxy/schema.prisma"))
+    programs = f"{_LITELLM / 'bin'}:{NODE.parent}:{os.defpath}"
+    subprocess.run(
+        [NODE, _PRISMA, "generate", "--schema", schema],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={"PATH": programs, "HOME": str(_LITELLM), "LC_ALL": "C.UTF-8", **prisma_environment()},
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 from gateway.storage.address import Address, PostgresServer, SqliteFile
 from gateway.storage.engine import Database
 from gateway.storage.failures import StorageFailed
+from gateway.storage.opening import has_wal_reset_bug
 from tests.live.processes import free_port
 from tests.storage.databases import QUICK
 from tests.storage.mounts import mounted
@@ -125,3 +126,24 @@ async def test_user_that_is_not_known(postgres_address: PostgresServer) -> None:
     message = await why_not(PostgresServer(url))
     assert "refused the login" in message
     assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("version", "has_bug"),
+    [
+        ((3, 6, 23), False),
+        ((3, 7, 0), True),
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 45, 0), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 0), True),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 52, 0), False),
+    ],
+)
+def test_versions_that_may_lose_a_commit(version: tuple[int, int, int], *, has_bug: bool) -> None:
+    assert has_wal_reset_bug(version) is has_bug

@@ -203,3 +203,20 @@ def test_any_url_is_taken_or_refused(url: str) -> None:
         assert image(url) == ImageUrl(url)
     except InvalidRequest as error:
         assert error.code == "invalid_image_url"  # noqa: PT017 - either may happen
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("plain", "plain"),
+        ("a\0b\0", "a\ufffdb\ufffd"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("\ud83d", "\ufffd"),
+        ("\ude00\ud83dx", "\ufffd\ufffdx"),
+        ("\u202e\u200b\ufeff\U0010ffff\uffff", "\u202e\u200b\ufeff\U0010ffff\uffff"),
+        ("", ""),
+    ],
+)
+def test_what_no_database_takes_is_replaced(given: str, kept: str) -> None:
+    assert content.replaced(given) == kept
+    kept.encode()

@@ -11,6 +11,10 @@ def test_event_is_one_line_and_a_blank_one() -> None:
     assert sse.event(b'{"a":1}') == b'data: {"a":1}\n\n'
 
 
+def test_event_with_a_name() -> None:
+    assert sse.named_event(b"text", b'{"a":1}') == b'event: text\ndata: {"a":1}\n\n'
+
+
 def test_done_is_openais() -> None:
     assert sse.DONE == b"data: [DONE]\n\n"
 

@@ -1,0 +1,125 @@
+"""Whose a credential is: an access token's user, a personal key's, and whether they may come in."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+
+from gateway.accounts.errors import AccountBlocked
+from gateway.accounts.identity.protocol import Verified
+from gateway.accounts.profiles import Profile, Profiles
+from gateway.accounts.recent import Recent
+from gateway.accounts.user_keys import UserKeys
+
+REMEMBERED: Final = 5.0
+"""Seconds after which a user or a key is looked at again: so long another gateway's change may go unnoticed."""
+HELD: Final = 10_000
+"""Users and keys that are remembered."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks, by the credential alone.
+
+    ``owner`` is the name under which everything is kept; ``user_id`` is there for users, who see no agent but their
+    own, ``key_id`` where they came by a personal key, ``session_id`` where by an access token.
+    """
+
+    owner: str
+    user_id: str | None = None
+    key_id: str | None = None
+    session_id: str | None = None
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Whether a user may come in."""
+
+    user_id: str
+    is_blocked: bool
+
+
+class Verifier(Protocol):
+    """The part of an identity provider that is asked here."""
+
+    async def verify(self, access_token: str) -> Verified:
+        """Return whose access token this is; raises ``InvalidToken``."""
+        ...
+
+
+Complete: TypeAlias = Callable[[Verified], Awaitable[Profile]]
+"""Makes the profile of a user whom only the identity service knows so far."""
+
+
+class UserCredentials:
+    """The credentials of all users."""
+
+    def __init__(self, identity: Verifier, user_keys: UserKeys, profiles: Profiles, complete: Complete) -> None:
+        self._identity = identity
+        self._user_keys = user_keys
+        self._profiles = profiles
+        self._complete = complete
+        self._callers: Recent[bytes, Caller] = Recent(HELD, REMEMBERED)
+        self._standings: Recent[str, Standing] = Recent(HELD, REMEMBERED)
+
+    async def caller_of_key(self, key: str) -> Caller | None:
+        """Return whose personal key this is; None where it is nobody's.
+
+        Raises ``AccountBlocked`` and ``StorageUnavailable``.
+        """
+        caller = await self._caller_of_key(key)
+        if caller is None or caller.user_id is None:
+            return None
+        standing = await self._standing(caller.user_id)
+        if standing is None:
+            return None
+        _admit(standing)
+        return caller
+
+    async def caller_of_token(self, token: str) -> Caller:
+        """Return whose access token this is.
+
+        Raises ``InvalidToken``, ``AccountBlocked``, ``StorageUnavailable``, and ``UpstreamUnavailable`` where an
+        identity service has to be asked and does not answer.
+        """
+        verified = await self._identity.verify(token)
+        standing = await self._standing(verified.user_id)
+        if standing is None:
+            profile = await self._complete(verified)
+            standing = Standing(profile.id, profile.is_blocked)
+        _admit(standing)
+        return Caller(verified.user_id, verified.user_id, session_id=verified.session_id)
+
+    def forget(self, user_id: str) -> None:
+        """Look at the user and their keys again before the next answer: something of them was changed or deleted."""
+        self._callers.forget(lambda _, caller: caller.user_id == user_id)
+        self._standings.forget(lambda known, _: known == user_id)
+
+    async def _caller_of_key(self, key: str) -> Caller | None:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        held = self._callers.get(digest)
+        if held is not None:
+            return held
+        ticket = self._callers.ticket()
+        found = await self._user_keys.find(key)
+        if found is None:
+            return None
+        caller = Caller(found.user_id, found.user_id, key_id=found.id)
+        self._callers.put(digest, caller, ticket)
+        return caller
+
+    async def _standing(self, user_id: str) -> Standing | None:
+        held = self._standings.get(user_id)
+        if held is not None:
+            return held
+        ticket = self._standings.ticket()
+        profile = await self._profiles.find(user_id)
+        if profile is None:
+            return None
+        standing = Standing(profile.id, profile.is_blocked)
+        self._standings.put(user_id, standing, ticket)
+        return standing
+
+
+def _admit(standing: Standing) -> None:
+    if standing.is_blocked:
+        raise AccountBlocked

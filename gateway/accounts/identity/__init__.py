@@ -1,0 +1,1 @@
+"""Who knows a user's password: the gateway itself, or Supabase Auth."""

@@ -1,0 +1,88 @@
+"""Gateways that share a database: each gives signs of life, so that what one leaves behind is another's to settle.
+
+Whether a sign is new is told by its value alone, and how long there was none by the reader's own monotonic clock: no
+two clocks are compared, and none is trusted not to jump.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from sqlalchemy import bindparam, delete, select
+
+from gateway.storage.engine import Database
+from gateway.storage.tables import instances
+from gateway.storage.upsert import upsert
+
+BEAT: Final = 10.0
+"""Seconds between two signs of life."""
+SILENT: Final = 90.0
+"""Seconds without one after which a gateway is taken for dead: a database may be away for a while."""
+
+_BURY: Final = delete(instances).where(instances.c.id == bindparam("silent"), instances.c.seen_at == bindparam("sign"))
+
+
+class _Seen(NamedTuple):
+    sign: float
+    since: float
+
+
+class Instances:
+    """The gateways of one database, seen by one of them, whose name is ``id``: a new one for each process."""
+
+    def __init__(
+        self,
+        database: Database,
+        instance: str,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.id = instance
+        self._database = database
+        self._clock = clock
+        self._now = now
+        self._seen: dict[str, _Seen] = {}
+
+    async def beat(self) -> None:
+        """Give a sign of life; raises ``StorageUnavailable``."""
+        async with self._database.write() as connection:
+            await connection.execute(upsert(connection.dialect, instances), [{"id": self.id, "seen_at": self._now()}])
+
+    async def leave(self) -> None:
+        """Say that this gateway is no more; raises ``StorageUnavailable``."""
+        async with self._database.write() as connection:
+            await connection.execute(delete(instances).where(instances.c.id == self.id))
+
+    async def gone(self, among: Iterable[str]) -> set[str]:
+        """Return which of these gateways are no more; raises ``StorageUnavailable``.
+
+        Where the database is this gateway's alone, all others are; elsewhere those that left, and those that gave no
+        sign of life for ``SILENT`` seconds since they were first looked at.
+        """
+        others = set(among) - {self.id}
+        if not self._database.is_shared or not others:
+            return others
+        await self._look()
+        return {other for other in others if other not in self._seen or self._is_dead(other)}
+
+    async def bury(self) -> None:
+        """Forget gateways that are no more; raises ``StorageUnavailable``."""
+        await self._look()
+        silent = [name for name in self._seen if name != self.id and self._is_dead(name)]
+        if silent:
+            rows = [{"silent": name, "sign": self._seen[name].sign} for name in sorted(silent)]
+            async with self._database.write() as connection:
+                await connection.execute(_BURY, rows)
+
+    async def _look(self) -> None:
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(instances.c.id, instances.c.seen_at))).all()
+        now, before = self._clock(), self._seen
+        signs: dict[str, float] = {row.id: row.seen_at for row in rows}
+        self._seen = {
+            name: before[name] if name in before and before[name].sign == sign else _Seen(sign, now)
+            for name, sign in signs.items()
+        }
+
+    def _is_dead(self, other: str) -> bool:
+        return not self._database.is_shared or self._clock() - self._seen[other].since >= SILENT

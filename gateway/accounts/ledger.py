@@ -1,0 +1,194 @@
+"""The ledger: each turn is written down before it is sent, and settled once, by whoever comes first.
+
+What a crash leaves running is settled by the next gateway that finds it, with what Letta says that it took.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol, TypeAlias
+
+import structlog
+
+from gateway.accounts import bookkeeping
+from gateway.accounts.agent_models import AgentModels
+from gateway.accounts.billing.protocol import Billing
+from gateway.accounts.bookkeeping import Begun, Settled, Status
+from gateway.accounts.group_commit import GroupCommit
+from gateway.accounts.instances import BEAT, Instances
+from gateway.accounts.orphans import Orphan, Orphans
+from gateway.accounts.profiles import Budget
+from gateway.accounts.settling import Over, Settling
+from gateway.errors import BudgetExceeded, GatewayError
+from gateway.letta.backend import AgentBackend
+from gateway.storage.engine import Connection, Database
+from gateway.storage.text import check_fit
+from gateway.tasks import TaskSet
+from gateway.translation.agent_events import Usage
+from gateway.translation.agent_turn import AgentTurn
+
+RECONCILE: Final = 30.0
+"""Seconds between two looks for turns that nobody is going to settle."""
+END: Final = 5.0
+"""Seconds to write what is not written yet when the gateway goes away."""
+_ASK_AT_ONCE: Final = 8
+"""Turns for which Letta is asked at the same time."""
+
+_log: Final = structlog.get_logger("gateway.ledger")
+
+_Entry: TypeAlias = Begun | Settled
+
+
+class Payer(Protocol):
+    """Who a turn is for, as whoever opens turns tells it."""
+
+    @property
+    def owner(self) -> str:
+        """Name the owner."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Name the API by which it came."""
+        ...
+
+    @property
+    def key_id(self) -> str | None:
+        """Name the personal key by which it came."""
+        ...
+
+
+class Ledger:
+    """The turns of one gateway, and what others left running: the ``Meter`` of whoever opens turns."""
+
+    def __init__(
+        self,
+        database: Database,
+        billing: Billing,
+        backend: AgentBackend,
+        tasks: TaskSet,
+        instances: Instances,
+        *,
+        default_budget: Budget | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._billing = billing
+        self._tasks = tasks
+        self._instances = instances
+        self._default_budget = default_budget
+        self._now = now
+        self._commits: GroupCommit[_Entry, bool] = GroupCommit(database, tasks, self._write)
+        self._settling = Settling(self._commits.submit, AgentModels(backend, tasks), billing, tasks)
+        self._orphans = Orphans(database, backend, instances)
+        self._open: dict[str, str] = {}
+        """The agents of turns that are under way."""
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Give a first sign of life, and reconcile from now on; raises ``StorageUnavailable``."""
+        await self._instances.beat()
+        self._loops = [
+            self._tasks.spawn(_every(BEAT, self._instances.beat), "sign of life"),
+            self._tasks.spawn(_every(RECONCILE, self._look_around), "reconcile the ledger"),
+        ]
+
+    async def end(self) -> None:
+        """Write what is not written yet: to be called once no turn is held, while the database is still open."""
+        for loop in self._loops:
+            loop.cancel()
+        await self._settling.end(END)
+        try:
+            await self._instances.leave()
+        except GatewayError as error:
+            _log.warning("gateway not signed off", code=error.code)
+
+    async def open(self, payer: Payer, turn: AgentTurn) -> str:
+        """Write down a turn that is about to be sent, and return its name in the ledger.
+
+        Raises ``BudgetExceeded`` and ``StorageUnavailable``: then it must not be sent.
+        """
+        await self._billing.admit(payer.owner)
+        begun = self._begun(payer, turn)
+        try:
+            has_room = await self._commits.submit(begun)
+        except BaseException:  # it may be written all the same
+            self._settle_soon(Over(begun.id, begun.agent_id, None, "unsent", self._now()))
+            raise
+        if not has_room:
+            raise BudgetExceeded
+        self._open[begun.id] = begun.agent_id
+        return begun.id
+
+    async def close(self, turn_id: str, taken: Usage | None, outcome: Status) -> None:
+        """Settle a turn; None where Letta keeps no count of it. Returns once that is written down, or will be."""
+        agent_id = self._open.pop(turn_id, None)
+        if agent_id is None:
+            return
+        over = Over(turn_id, agent_id, taken, outcome, self._now())
+        await asyncio.shield(self._settle_soon(over))
+
+    def leave_open(self, turn_id: str) -> None:
+        """Leave a turn for later: Letta could not be asked what it took."""
+        if self._open.pop(turn_id, None) is not None:
+            self._settling.forsaken.add(turn_id)
+
+    async def reconcile(self) -> None:
+        """Settle what nobody else is going to, with what Letta says of it, as interrupted.
+
+        A Letta that cannot be asked leaves a turn for the next time. Raises ``StorageUnavailable``.
+        """
+        forsaken = frozenset(self._settling.forsaken)
+        orphans = [orphan for orphan in await self._orphans.find(forsaken) if orphan.id not in self._settling]
+        self._settling.forsaken -= forsaken - {orphan.id for orphan in orphans}
+        for start in range(0, len(orphans), _ASK_AT_ONCE):
+            some = orphans[start : start + _ASK_AT_ONCE]
+            if not any(await asyncio.gather(*map(self._reconcile, some))):
+                return
+
+    async def _look_around(self) -> None:
+        await self.reconcile()
+        await self._instances.bury()
+
+    async def _reconcile(self, orphan: Orphan) -> bool:
+        try:
+            taken = await self._orphans.taken(orphan)
+        except GatewayError as error:
+            _log.debug("turn left for later", turn=orphan.id, code=error.code)
+            return False
+        self._settling.forsaken.discard(orphan.id)
+        return await self._settling.settle(Over(orphan.id, orphan.agent_id, taken, "interrupted", self._now()))
+
+    def _settle_soon(self, over: Over) -> "asyncio.Task[bool]":
+        return self._tasks.spawn(self._settling.settle(over), "settle in the ledger")
+
+    def _begun(self, payer: Payer, turn: AgentTurn) -> Begun:
+        check_fit(payer.owner, payer.source, payer.key_id, turn.agent_id, turn.conversation_id)
+        return Begun(
+            id=str(uuid.uuid4()),
+            owner=payer.owner,
+            source=payer.source,
+            agent_id=turn.agent_id,
+            conversation_id=turn.conversation_id,
+            key_id=payer.key_id,
+            instance=self._instances.id,
+            started_at=self._now(),
+        )
+
+    async def _write(self, connection: Connection, entries: Sequence[_Entry]) -> list[bool]:
+        """Write entries; False for a turn whose owner's budget has no room."""
+        begun = [entry for entry in entries if isinstance(entry, Begun)]
+        settled = [entry for entry in entries if isinstance(entry, Settled)]
+        await bookkeeping.lock(connection, begun, settled)
+        await bookkeeping.settle(connection, settled)
+        refused = await bookkeeping.begin(connection, begun, self._default_budget)
+        return [entry.id not in refused for entry in entries]
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except GatewayError as error:
+            _log.debug("tried again later", code=error.code)
+        await asyncio.sleep(seconds)

@@ -1,0 +1,219 @@
+"""Agents made and deleted over Letta's REST API, with a model provider of their own where they are to have one.
+
+Letta takes an OpenAI-compatible server's models for one and the same, whoever registered it: their handles are all
+``openai-proxy/...``, and an agent made by handle is answered for with the key of whoever came first. So an agent with a
+provider of its own is made by an ``llm_config`` that names it, and is looked at before anybody speaks to it (letta
+0.16.8).
+"""
+
+from typing import Final
+
+import httpx
+import letta_client
+import msgspec
+from letta_client import Omit, omit
+from letta_client.types import CreateBlockParam
+from letta_client.types.llm_config_param import LlmConfigParam
+
+from gateway.errors import AgentGone, ConversationBusy, UpstreamInvalid, UpstreamRejected
+from gateway.letta.backend import Agent, AgentSpec, MemoryBlock, ModelProvider
+from gateway.letta.rest_ask import Ask, Raw, anything
+from gateway.letta.rest_bridge import ToolRow, decode_tools
+from gateway.letta.wire import AgentRow
+
+PROXIED: Final = "openai-proxy/"
+"""How handles of models begin whose server speaks OpenAI's API and is not OpenAI's."""
+CONTEXT_WINDOW: Final = 32_000
+"""Tokens, for a model that Letta tells nothing of."""
+SPEAKING_TOOL: Final = "send_message"
+"""The tool by which agents of older types speak; one of the present type speaks by itself, and would do it twice."""
+_NO_MODEL: Final = (
+    "The Letta server does not offer this agent's model. The operator should connect its provider there, or set "
+    "LETTA_GATEWAY_USER_MODEL to a model that the server lists."
+)
+_NOT_ITS_PROVIDER: Final = (
+    "The Letta server would have had somebody else's model provider answer for this agent, which is deleted again. Is "
+    "the server newer than this gateway?"
+)
+
+
+class ModelRow(msgspec.Struct):
+    """A model that Letta offers; ``name`` is what its provider calls it."""
+
+    handle: str
+    name: str | None = None
+    model_endpoint: str | None = None
+    provider_name: str | None = None
+    provider_category: str | None = None
+    max_context_window: int | None = None
+
+
+class ProviderRow(msgspec.Struct):
+    """A model provider."""
+
+    id: str
+    name: str
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    """Who answers for an agent."""
+
+    provider_name: str | None = None
+
+
+class CreatedAgent(AgentRow, kw_only=True):
+    """An agent that was made."""
+
+    llm_config: ModelConfig = ModelConfig()
+
+
+_decode_models: Final = msgspec.json.Decoder(list[ModelRow]).decode
+_decode_providers: Final = msgspec.json.Decoder(list[ProviderRow]).decode
+_decode_created: Final = msgspec.json.Decoder(CreatedAgent).decode
+
+
+class _Whole:
+    """An answer of letta-client's lower half, which reads it whole by itself."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._body = response.content
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+class LettaAgents:
+    """What Letta does with agents; raises what ``Ask`` raises."""
+
+    def __init__(self, control: letta_client.AsyncLetta, ask: Ask) -> None:
+        self._control = control
+        self._ask = ask
+
+    async def create(self, spec: AgentSpec) -> Agent:
+        """Make an agent; raises ``UpstreamRejected`` without its model, ``UpstreamInvalid`` with another's provider."""
+        model: str | Omit = omit
+        config: LlmConfigParam | Omit = omit
+        if spec.provider is None:
+            model = spec.model or self._usual_model(await self._models())
+        else:
+            await self._provide(spec.provider)
+            config = self._config(spec.provider, spec.model, await self._models())
+        tools = await self._tools(spec.tools)
+        try:
+            created = await self._ask(self._create(spec, model, config, tools), _decode_created)
+        except AgentGone as error:  # Letta's 404 for a handle that it does not know
+            raise UpstreamRejected(_NO_MODEL, should_retry=False) from error
+        if spec.provider is not None and created.llm_config.provider_name != spec.provider.name:
+            await self.delete(created.id)
+            raise UpstreamInvalid(_NOT_ITS_PROVIDER, should_retry=False)
+        return msgspec.structs.replace(created.agent(), tags=spec.tags)
+
+    async def delete(self, agent_id: str) -> None:
+        """Delete an agent that may be there."""
+        try:
+            await self._ask(self._delete(agent_id), anything)
+        except AgentGone:
+            return
+
+    async def _provide(self, provider: ModelProvider) -> None:
+        """Have Letta know a provider, with the key that it has today."""
+        known = await self._providers(provider.name)
+        if not known:
+            try:
+                await self._ask(self._make_provider(provider), anything)
+            except ConversationBusy:  # Letta's 409: somebody else made it meanwhile
+                known = await self._providers(provider.name)
+        for row in known:
+            await self._ask(self._change_provider(row.id, provider), anything)
+
+    async def _providers(self, name: str) -> list[ProviderRow]:
+        return [row for row in await self._ask(self._list_providers(name), _decode_providers) if row.name == name]
+
+    async def _models(self) -> list[ModelRow]:
+        return await self._ask(self._list_models(), _decode_models)
+
+    @staticmethod
+    def _usual_model(offered: list[ModelRow]) -> str:
+        """Return the first model of the server's own providers; Letta's free one only where there is no other."""
+        own = [row.handle for row in offered if row.provider_category in (None, "base")]
+        for handle in sorted(own, key=lambda handle: handle.startswith("letta/")):
+            return handle
+        raise UpstreamRejected(_NO_MODEL, should_retry=False)
+
+    @staticmethod
+    def _config(provider: ModelProvider, model: str | None, offered: list[ModelRow]) -> LlmConfigParam:
+        """Return what has the provider answer with a model: the first that its server has, unless one is named."""
+        address = provider.base_url.rstrip("/")
+        there = {row.name: row for row in offered if row.name and (row.model_endpoint or "").rstrip("/") == address}
+        name = next(iter(there), None) if model is None else model.removeprefix(PROXIED)
+        if name is None:
+            raise UpstreamRejected(_NO_MODEL, should_retry=False)
+        known = there.get(name)
+        return LlmConfigParam(
+            model=name,
+            model_endpoint_type="openai",
+            model_endpoint=provider.base_url,
+            context_window=(known.max_context_window if known is not None else None) or CONTEXT_WINDOW,
+            provider_name=provider.name,
+            provider_category="byok",
+            handle=f"{provider.name}/{name}",
+        )
+
+    async def _tools(self, wanted: tuple[str, ...]) -> list[str]:
+        """Return those of the tools that Letta has: it makes no agent with a tool that it lacks."""
+        names = [name for name in wanted if name != SPEAKING_TOOL]
+        if not names:
+            return []
+        there: list[ToolRow] = await self._ask(self._list_tools(names), decode_tools)
+        known = {row.name for row in there}
+        return [name for name in names if name in known]
+
+    async def _create(self, spec: AgentSpec, model: str | Omit, config: LlmConfigParam | Omit, tools: list[str]) -> Raw:
+        return await self._control.agents.with_raw_response.create(
+            name=spec.name,
+            agent_type="letta_v1_agent",
+            model=model,
+            llm_config=config,
+            embedding=spec.embedding or omit,
+            tools=tools,
+            memory_blocks=[_block(block) for block in spec.blocks],
+            tags=list(spec.tags),
+            include_base_tools=False,
+            include_base_tool_rules=False,
+        )
+
+    async def _delete(self, agent_id: str) -> Raw:
+        return await self._control.agents.with_raw_response.delete(agent_id)
+
+    async def _list_models(self) -> Raw:
+        return await self._control.models.with_raw_response.list()
+
+    async def _list_tools(self, names: list[str]) -> Raw:
+        return await self._control.tools.with_raw_response.list(names=names, limit=len(names))
+
+    # letta-client knows no providers (1.12.1)
+
+    async def _list_providers(self, name: str) -> Raw:
+        options = letta_client.RequestOptions(params={"name": name})
+        return _Whole(await self._control.get("/v1/providers/", cast_to=httpx.Response, options=options))
+
+    async def _make_provider(self, provider: ModelProvider) -> Raw:
+        body = {"name": provider.name, "provider_type": "openai", **_access(provider)}
+        return _Whole(await self._control.post("/v1/providers/", cast_to=httpx.Response, body=body))
+
+    async def _change_provider(self, provider_id: str, provider: ModelProvider) -> Raw:
+        path = f"/v1/providers/{provider_id}"
+        return _Whole(await self._control.patch(path, cast_to=httpx.Response, body=_access(provider)))
+
+
+def _access(provider: ModelProvider) -> dict[str, str]:
+    return {"api_key": provider.api_key, "base_url": provider.base_url}
+
+
+def _block(block: MemoryBlock) -> CreateBlockParam:
+    made = CreateBlockParam(label=block.label, value=block.value, read_only=block.is_read_only)
+    if block.description is not None:
+        made["description"] = block.description
+    if block.limit is not None:
+        made["limit"] = block.limit
+    return made

@@ -1,0 +1,182 @@
+"""Settings -> everything about users, put together."""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import structlog
+from aiohttp import web
+
+from gateway import keys
+from gateway.accounts.agents import AgentConfig, PersonalAgents
+from gateway.accounts.billing.litellm import LitellmBilling, LitellmConfig
+from gateway.accounts.billing.local import LocalBilling, Price
+from gateway.accounts.billing.protocol import Billing
+from gateway.accounts.credentials import UserCredentials
+from gateway.accounts.deletion import Deletion
+from gateway.accounts.export import Export
+from gateway.accounts.history import History
+from gateway.accounts.identity.local import LocalIdentity
+from gateway.accounts.identity.protocol import IdentityProvider
+from gateway.accounts.identity.supabase import SupabaseConfig, SupabaseIdentity
+from gateway.accounts.instances import Instances
+from gateway.accounts.ledger import Ledger
+from gateway.accounts.own_agents import OwnAgents
+from gateway.accounts.profiles import Budget, Profiles
+from gateway.accounts.registration import Registration, RegistrationConfig
+from gateway.accounts.secrets import SecretFailed, Secrets, secrets_of
+from gateway.accounts.usage import UsageReports
+from gateway.accounts.user_keys import UserKeys
+from gateway.letta.backend import AgentBackend
+from gateway.settings import SettingError, Settings, budget_of, is_loopback
+from gateway.storage.engine import Database
+from gateway.tasks import TaskSet
+
+Purge: TypeAlias = Callable[[float], Awaitable[None]]
+"""Forgets what is over by a time, in UTC seconds."""
+
+PURGE_PERIOD: Final = 3_600.0
+"""Seconds between two looks for sessions that are over."""
+
+_log: Final = structlog.get_logger("gateway.accounts")
+
+
+class Accounts:
+    """The parts that know users, and what they do beside requests."""
+
+    def __init__(self, settings: Settings, database: Database, backend: AgentBackend, tasks: TaskSet) -> None:
+        secrets = account_secrets(settings, is_shared=database.is_shared)
+        self.profiles = Profiles(database)
+        self.user_keys = UserKeys(database, secrets)
+        self.identity, self._purge = _identity(settings, database, secrets)
+        self.billing = _billing(settings, self.profiles, secrets)
+        self.instances = Instances(database, str(uuid.uuid4()))
+        self.history = History(database, self.instances)
+        self.ledger = Ledger(
+            database, self.billing, backend, tasks, self.instances, default_budget=default_budget(settings)
+        )
+        self.usage = UsageReports(database, default_budget=default_budget(settings))
+        self.agents = PersonalAgents(
+            backend=backend,
+            profiles=self.profiles,
+            billing=self.billing,
+            database=database,
+            config=AgentConfig(settings.user_model or None, settings.user_embedding or None, settings.user_tools),
+            tasks=tasks,
+        )
+        self.own_agents = OwnAgents(self.profiles, self.agents, backend, settings.models_ttl)
+        self.deletion = Deletion(
+            database=database,
+            identity=self.identity,
+            profiles=self.profiles,
+            agents=self.agents,
+            billing=self.billing,
+            forget=self._forget,
+        )
+        self.registration = Registration(
+            identity=self.identity,
+            profiles=self.profiles,
+            agents=self.agents,
+            deletion=self.deletion,
+            config=RegistrationConfig(is_open=is_registration_open(settings)),
+        )
+        self.credentials = UserCredentials(
+            self.identity, self.user_keys, self.profiles, complete=self.registration.complete
+        )
+        self.export = Export(database, backend, self.history, self.usage, self.user_keys)
+        self._purge_at = 0.0
+
+    def hand_over(self, app: web.Application) -> None:
+        """Put the parts where handlers find them."""
+        app[keys.ACCOUNTS] = self
+        app[keys.BILLING] = self.billing
+        app[keys.CREDENTIALS] = self.credentials
+        app[keys.EXPORT] = self.export
+        app[keys.HISTORY] = self.history
+        app[keys.IDENTITY] = self.identity
+        app[keys.OWN_AGENTS] = self.own_agents
+        app[keys.PERSONAL_AGENTS] = self.agents
+        app[keys.PROFILES] = self.profiles
+        app[keys.REGISTRATION] = self.registration
+        app[keys.USAGE] = self.usage
+        app[keys.USER_KEYS] = self.user_keys
+
+    async def start(self) -> None:
+        """Settle what gateways that are no more left behind; raises ``StorageUnavailable``."""
+        await self.ledger.start()
+        await self._reconcile_history()
+
+    async def sweep(self, now: float) -> None:
+        """Finish deletions, settle what dead gateways left, forget what is old; raises ``StorageUnavailable``."""
+        await self._reconcile_history()
+        await self.deletion.sweep(now)
+        if now >= self._purge_at:
+            await self._purge(now)
+            self._purge_at = now + PURGE_PERIOD
+
+    async def end(self) -> None:
+        """Write down what is not written yet, once no turn is held."""
+        await self.ledger.end()
+
+    async def close(self) -> None:
+        """Close the connections to those who know passwords and prices."""
+        await self.identity.close()
+        await self.billing.close()
+
+    def _forget(self, user_id: str) -> None:
+        self.credentials.forget(user_id)
+
+    async def _reconcile_history(self) -> None:
+        count = await self.history.reconcile()
+        if count:
+            _log.info("answers of dead gateways ended", answers=count)
+
+
+def account_secrets(settings: Settings, *, is_shared: bool) -> Secrets:
+    """Return the secret from which tokens and stored secrets get their keys; raises ``SettingError``."""
+    try:
+        return secrets_of(settings.secret_key, Path(settings.home), is_shared=is_shared)
+    except SecretFailed as error:
+        raise SettingError(str(error)) from None
+
+
+def is_registration_open(settings: Settings) -> bool:
+    """Tell whether users may register themselves: on this machine they may, unless the operator says otherwise."""
+    if settings.registration == "auto":
+        return is_loopback(settings.host)
+    return settings.registration == "open"
+
+
+def default_budget(settings: Settings) -> Budget | None:
+    """Return what users may spend for whom the operator has said nothing else."""
+    if not settings.user_budget:
+        return None
+    budget = budget_of(settings.user_budget)
+    return Budget(budget.micros, budget.period)
+
+
+def _identity(settings: Settings, database: Database, secrets: Secrets) -> tuple[IdentityProvider, Purge]:
+    if settings.identity == "supabase":
+        config = SupabaseConfig(
+            settings.supabase_url,
+            settings.supabase_anon_key,
+            service_key=settings.supabase_service_key,
+            jwt_secret=settings.supabase_jwt_secret,
+            jwt_issuer=settings.supabase_jwt_issuer,
+        )
+        return SupabaseIdentity(config), _no_purge
+    local = LocalIdentity(database, secrets)
+    return local, local.purge
+
+
+async def _no_purge(_: float) -> None:
+    """Forget nothing: sessions are kept elsewhere."""
+
+
+def _billing(settings: Settings, profiles: Profiles, secrets: Secrets) -> Billing:
+    if settings.billing == "litellm":
+        config = LitellmConfig(settings.litellm_base_url, settings.litellm_master_key, default_budget(settings))
+        return LitellmBilling(config, profiles=profiles, secrets=secrets)
+    prices = {model: Price(price.prompt, price.completion, price.cached) for model, price in settings.prices.items()}
+    return LocalBilling(prices)
