@@ -18,7 +18,9 @@ $(INSTALLED): $(LOCKS)/test.txt setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/pip install --quiet --require-hashes -r $(LOCKS)/uv.txt
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes $(LOCKS)/test.txt
+	rm -rf letta_gateway.egg-info  # an old one in the working directory would hide the plug-ins that are new
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	rm -rf letta_gateway.egg-info
 	touch $@
 
 run: install ## Serve (settings: environment or letta-gateway.toml; see the README)

@@ -10,6 +10,7 @@ from aiohttp import web
 from gateway.accounts import credentials
 from gateway.accounts.agents import PersonalAgents
 from gateway.accounts.billing.protocol import Billing
+from gateway.accounts.blocking import Blocking
 from gateway.accounts.export import Export
 from gateway.accounts.history import History
 from gateway.accounts.identity.protocol import IdentityProvider
@@ -130,6 +131,7 @@ IS_OPERATOR: web.AppKey[Callable[[web.Request], bool]] = web.AppKey("is_operator
 CREDENTIALS: web.AppKey[Credentials] = web.AppKey("credentials")
 IDENTITY: web.AppKey[IdentityProvider] = web.AppKey("identity")
 BILLING: web.AppKey[Billing] = web.AppKey("billing")
+BLOCKING = web.AppKey("blocking", Blocking)
 PROFILES = web.AppKey("profiles", Profiles)
 REGISTRATION = web.AppKey("registration", Registration)
 PERSONAL_AGENTS = web.AppKey("personal_agents", PersonalAgents)

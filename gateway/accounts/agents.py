@@ -79,13 +79,16 @@ class PersonalAgents:
         return await self._shared(self._renewing, profile.id, self._renew)
 
     async def delete(self, user_id: str, agent_id: str | None = None) -> None:
-        """Delete all agents of a user's, that one included; raises the errors of Letta."""
+        """Delete all agents of a user's, that one included, and their provider; raises the errors of Letta."""
         for work in (self._making, self._renewing):
             if user_id in work:
                 await asyncio.wait({work[user_id]})
         found = {agent.id for agent in await self._backend.find_tagged(tag_of(user_id))}
         for one in sorted(found | {agent_id} - {None}, key=str):
             await self._backend.delete_agent(str(one))
+        provider = self._billing.provider_name(user_id)
+        if provider is not None:
+            await self._backend.delete_provider(provider)
 
     async def _shared(
         self,

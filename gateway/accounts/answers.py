@@ -19,6 +19,12 @@ class UserAgent(msgspec.Struct, frozen=True):
     id: str
 
 
+class NamedAgent(UserAgent, frozen=True):
+    """The user's own agent; ``name`` is the model of the OpenAI surface, None where Letta does not tell just now."""
+
+    name: str | None
+
+
 class UserAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A user, as they see themselves; ``agent`` is None until it is made, ``metadata`` is their own JSON object."""
 
@@ -26,7 +32,7 @@ class UserAnswer(msgspec.Struct, frozen=True, kw_only=True):
     email: str
     name: str
     metadata: msgspec.Raw
-    agent: UserAgent | None
+    agent: NamedAgent | None
     created_at: float
 
 
@@ -46,22 +52,22 @@ class ConfirmationAnswer(msgspec.Struct, frozen=True):
     message: str
 
 
-def user_answer(profile: Profile) -> UserAnswer:
-    """Return a user as they see themselves."""
+def user_answer(profile: Profile, agent_name: str | None) -> UserAnswer:
+    """Return a user as they see themselves; ``agent_name`` is what their agent is called, as far as it is known."""
     return UserAnswer(
         id=profile.id,
         email=profile.email,
         name=profile.name,
         metadata=msgspec.Raw(profile.metadata),
-        agent=None if profile.letta_agent_id is None else UserAgent(profile.letta_agent_id),
+        agent=None if profile.letta_agent_id is None else NamedAgent(profile.letta_agent_id, agent_name),
         created_at=profile.created_at,
     )
 
 
-def session_answer(profile: Profile, tokens: Tokens) -> SessionAnswer:
+def session_answer(user: UserAnswer, tokens: Tokens) -> SessionAnswer:
     """Return a session as its client gets it, the one time that the tokens are told."""
     return SessionAnswer(
-        user=user_answer(profile),
+        user=user,
         access_token=tokens.access_token,
         refresh_token=tokens.refresh_token,
         token_type="bearer",  # noqa: S106 - RFC 6750, and no token

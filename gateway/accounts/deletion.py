@@ -16,6 +16,7 @@ from gateway.accounts.agents import PersonalAgents
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.errors import DeletionUnfinished
 from gateway.accounts.identity.protocol import IdentityProvider
+from gateway.accounts.identity.sessions import end_sessions
 from gateway.accounts.profiles import Profiles
 from gateway.errors import GatewayError
 from gateway.storage.engine import Connection, Database
@@ -25,7 +26,6 @@ from gateway.storage.tables import (
     outcomes,
     passwords,
     pins,
-    refresh_tokens,
     responses,
     sessions,
     spending,
@@ -47,8 +47,8 @@ AT_ONCE: Final = 20
 BATCH: Final = 10_000
 """Messages that one transaction deletes."""
 
-CREDENTIALS: Final[tuple[Column[Any], ...]] = (user_keys.c.user_id, sessions.c.user_id, passwords.c.user_id)
-"""By what a user comes in."""
+CREDENTIALS: Final[tuple[Column[Any], ...]] = (user_keys.c.user_id, passwords.c.user_id)
+"""By what a user comes in, besides sessions."""
 BELONGINGS: Final[tuple[Column[Any], ...]] = (
     messages.c.user_id,
     turns.c.owner,
@@ -88,8 +88,10 @@ class Deletion:
 
     async def delete(self, user_id: str) -> None:
         """Delete a user; raises ``DeletionUnfinished`` where the rest must wait, ``StorageUnavailable`` before that."""
-        await self._begin(user_id)
-        self._forget(user_id)
+        try:
+            await self._begin(user_id)
+        finally:  # it may be written all the same
+            self._forget(user_id)
         try:
             await self._finish(user_id)
         except GatewayError as error:
@@ -181,7 +183,6 @@ class Deletion:
 
 
 async def _delete_credentials(connection: Connection, user_id: str) -> None:
-    family = select(sessions.c.id).where(sessions.c.user_id == user_id).scalar_subquery()
-    await connection.execute(delete(refresh_tokens).where(refresh_tokens.c.session_id.in_(family)))
+    await end_sessions(connection, sessions.c.user_id == user_id)
     for column in CREDENTIALS:
         await connection.execute(delete(column.table).where(column == user_id))

@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from gateway.accounts.answers import KeyAnswer, UserAnswer, key_answer, user_answer
 from gateway.accounts.history import History
+from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Profile
 from gateway.accounts.usage import UsageReports
 from gateway.accounts.user_keys import UserKeys
@@ -36,10 +37,18 @@ class Export:
     """Reads what there is of a user."""
 
     def __init__(
-        self, database: Database, backend: AgentBackend, history: History, usage: UsageReports, user_keys: UserKeys
+        self,
+        database: Database,
+        backend: AgentBackend,
+        *,
+        own_agents: OwnAgents,
+        history: History,
+        usage: UsageReports,
+        user_keys: UserKeys,
     ) -> None:
         self._database = database
         self._backend = backend
+        self._own_agents = own_agents
         self._history = history
         self._usage = usage
         self._user_keys = user_keys
@@ -47,7 +56,8 @@ class Export:
     async def pieces(self, profile: Profile) -> AsyncIterator[bytes]:
         """Yield the object; what raises before the first piece is the errors of Letta and the database."""
         keys = tuple(key_answer(key) for key in await self._user_keys.list(profile.id))
-        beginning = _encode(Beginning(user_answer(profile), await self._memory(profile), keys))
+        user = user_answer(profile, await self._own_agents.name_of(profile))
+        beginning = _encode(Beginning(user, await self._memory(profile), keys))
         parts = {
             b"usage": self._turns(profile.id),
             b"messages": self._messages(profile.id),

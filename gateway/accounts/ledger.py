@@ -32,6 +32,8 @@ RECONCILE: Final = 30.0
 """Seconds between two looks for turns that nobody is going to settle."""
 END: Final = 5.0
 """Seconds to write what is not written yet when the gateway goes away."""
+STORED: Final = 10.0
+"""Seconds after its start within which Letta may not have stored a turn yet, though it works on it."""
 _ASK_AT_ONCE: Final = 8
 """Turns for which Letta is asked at the same time."""
 
@@ -136,7 +138,8 @@ class Ledger:
     async def reconcile(self) -> None:
         """Settle what nobody else is going to, with what Letta says of it, as interrupted.
 
-        A Letta that cannot be asked leaves a turn for the next time. Raises ``StorageUnavailable``.
+        A Letta that cannot be asked, or knows nothing of a turn just begun, leaves it for the next time. Raises
+        ``StorageUnavailable``.
         """
         forsaken = frozenset(self._settling.forsaken)
         orphans = [orphan for orphan in await self._orphans.find(forsaken) if orphan.id not in self._settling]
@@ -151,11 +154,14 @@ class Ledger:
         await self._instances.bury()
 
     async def _reconcile(self, orphan: Orphan) -> bool:
+        """Settle an orphan, or leave it for later; False where it could not be asked for or written."""
         try:
             taken = await self._orphans.taken(orphan)
         except GatewayError as error:
             _log.debug("turn left for later", turn=orphan.id, code=error.code)
             return False
+        if taken is None and abs(self._now() - orphan.started_at) < STORED:
+            return True
         self._settling.forsaken.discard(orphan.id)
         return await self._settling.settle(Over(orphan.id, orphan.agent_id, taken, "interrupted", self._now()))
 

@@ -1,18 +1,25 @@
 """Which agent is a user's own, and what it is called."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from gateway.accounts.agents import PersonalAgents
 from gateway.accounts.errors import InvalidToken
-from gateway.accounts.profiles import Profiles
+from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.recent import Recent
-from gateway.errors import AgentGone
+from gateway.errors import AgentGone, GatewayError
 from gateway.letta.backend import Agent, AgentBackend
 
 MOST_KNOWN: Final = 10_000
 """Agents whose names are remembered."""
+NAME_WAIT: Final = 1.0
+"""Seconds that an answer waits for a name which it can do without."""
+
+_log: Final = structlog.get_logger("gateway.accounts")
 
 
 class OwnAgents:
@@ -45,7 +52,21 @@ class OwnAgents:
 
     async def of(self, user_id: str) -> Agent:
         """Return a user's agent; raises ``AgentGone`` where Letta has it no more."""
-        agent_id = await self.id_of(user_id)
+        return await self._agent(await self.id_of(user_id))
+
+    async def name_of(self, profile: Profile) -> str | None:
+        """Return what a user's agent is called; None without one, and where Letta does not tell within a second."""
+        if profile.letta_agent_id is None:
+            return None
+        try:
+            async with asyncio.timeout(NAME_WAIT):
+                return (await self._agent(profile.letta_agent_id)).name
+        except (GatewayError, TimeoutError) as error:
+            reason = error.code if isinstance(error, GatewayError) else "timeout"
+            _log.debug("agent's name not known", user=profile.id, code=reason)
+            return None
+
+    async def _agent(self, agent_id: str) -> Agent:
         known = self._named.get(agent_id)
         if known is not None:
             return known

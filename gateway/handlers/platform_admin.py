@@ -100,28 +100,17 @@ async def delete_user(request: web.Request) -> web.Response:
 
 async def block_user(request: web.Request) -> web.Response:
     """Keep a user out: their sessions end, and neither password, token nor key lets them in."""
-    return await _set_blocked(request, is_blocked=True)
+    return _answer(admin_user(await request.app[keys.BLOCKING].block(await user_of(request))))
 
 
 async def unblock_user(request: web.Request) -> web.Response:
     """Let a user in again; the sessions of before stay ended."""
-    return await _set_blocked(request, is_blocked=False)
+    return _answer(admin_user(await request.app[keys.BLOCKING].unblock(await user_of(request))))
 
 
 async def user_of(request: web.Request) -> Profile:
     """Return the user whom the path names; raises ``UserNotFound``."""
     return _found(await request.app[keys.PROFILES].find(request.match_info["user"]))
-
-
-async def _set_blocked(request: web.Request, *, is_blocked: bool) -> web.Response:
-    profile = await user_of(request)
-    try:
-        # The gateway's own door first: whatever an identity service says, it is shut.
-        changed = await request.app[keys.PROFILES].change(profile.id, is_blocked=is_blocked)
-        await request.app[keys.IDENTITY].set_blocked(profile.id, is_blocked=is_blocked)
-    finally:
-        request.app[keys.CREDENTIALS].forget(profile.id)
-    return _answer(admin_user(_found(changed)))
 
 
 def _found(profile: Profile | None) -> Profile:

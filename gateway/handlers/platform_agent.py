@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from gateway import keys
-from gateway.accounts.answers import AgentAnswer, AgentStatus, MemoryAnswer, MemoryBlockAnswer
+from gateway.accounts.answers import AgentAnswer, AgentStatus, MemoryAnswer, MemoryBlockAnswer, UserAnswer, user_answer
 from gateway.accounts.errors import AgentMissing, InvalidToken
 from gateway.accounts.profiles import Profile
 from gateway.errors import AgentGone, InvalidRequest
@@ -69,6 +69,11 @@ async def profile_of(request: web.Request) -> Profile:
     if profile is None:
         raise InvalidToken
     return profile
+
+
+async def user_of(request: web.Request, profile: Profile) -> UserAnswer:
+    """Return a user as they see themselves."""
+    return user_answer(profile, await request.app[keys.OWN_AGENTS].name_of(profile))
 
 
 async def _agent_of(request: web.Request) -> str:

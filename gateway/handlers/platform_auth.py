@@ -6,11 +6,11 @@ import msgspec
 from aiohttp import web
 
 from gateway import keys
-from gateway.accounts.answers import ConfirmationAnswer, session_answer, user_answer
+from gateway.accounts.answers import ConfirmationAnswer, session_answer
 from gateway.accounts.errors import AccountBlocked, InvalidToken
 from gateway.accounts.identity.protocol import Tokens, Verified
 from gateway.accounts.profiles import Profile
-from gateway.handlers.platform_agent import profile_of
+from gateway.handlers.platform_agent import profile_of, user_of
 from gateway.translation.field_errors import decoded
 
 JWKS_AGE: Final = 600
@@ -67,14 +67,14 @@ async def register(request: web.Request) -> web.Response:
     if profile is None or tokens is None:
         message = "Open the link in the e-mail that was sent to you, then log in."
         return _answer(ConfirmationAnswer(message), status=202)
-    return _session(request, profile, tokens, status=201)
+    return await _session(request, profile, tokens, status=201)
 
 
 async def login(request: web.Request) -> web.Response:
     """Begin a session."""
     asked = decoded(_LOGINS, await request[keys.BODY].read())
     profile, tokens = await request.app[keys.REGISTRATION].login(asked.email, asked.password, _client_of(request))
-    return _session(request, profile, tokens)
+    return await _session(request, profile, tokens)
 
 
 async def refresh(request: web.Request) -> web.Response:
@@ -82,7 +82,7 @@ async def refresh(request: web.Request) -> web.Response:
     asked = decoded(_REFRESHES, await request[keys.BODY].read())
     tokens = await request.app[keys.IDENTITY].refresh(asked.refresh_token, _client_of(request))
     profile = await request.app[keys.REGISTRATION].complete(Verified(tokens.user_id, None, tokens.email))
-    return _session(request, profile, tokens)
+    return await _session(request, profile, tokens)
 
 
 async def logout(request: web.Request) -> web.Response:
@@ -101,12 +101,12 @@ async def change_password(request: web.Request) -> web.Response:
     profile = await profile_of(request)
     identity = request.app[keys.IDENTITY]
     tokens = await identity.change_password(token, verified, asked.current_password, asked.new_password)
-    return _session(request, profile, tokens)
+    return await _session(request, profile, tokens)
 
 
 async def me(request: web.Request) -> web.Response:
     """Answer who the access token is for."""
-    return _answer(user_answer(await profile_of(request)))
+    return _answer(await user_of(request, await profile_of(request)))
 
 
 async def jwks(request: web.Request) -> web.Response:
@@ -127,12 +127,12 @@ def _verified(request: web.Request) -> tuple[str, Verified]:
     return request[keys.ACCESS_TOKEN], Verified(caller.user_id, caller.session_id, None)
 
 
-def _session(request: web.Request, profile: Profile, tokens: Tokens, *, status: int = 200) -> web.Response:
+async def _session(request: web.Request, profile: Profile, tokens: Tokens, *, status: int = 200) -> web.Response:
     """Answer a session; raises ``AccountBlocked`` where the identity service does not know that the user is blocked."""
     if profile.is_blocked:
         raise AccountBlocked
     request[keys.NOTES].owner = profile.id
-    return _answer(session_answer(profile, tokens), status=status)
+    return _answer(session_answer(await user_of(request, profile), tokens), status=status)
 
 
 def _answer(body: msgspec.Struct, *, status: int = 200) -> web.Response:

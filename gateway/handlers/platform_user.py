@@ -8,12 +8,12 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from gateway import keys
-from gateway.accounts.answers import KeysAnswer, key_answer, new_key_answer, user_answer
+from gateway.accounts.answers import KeysAnswer, key_answer, new_key_answer
 from gateway.accounts.errors import InvalidToken, UserKeyNotFound
 from gateway.accounts.profiles import MAX_METADATA
 from gateway.accounts.registration import checked_name
 from gateway.errors import GatewayError, InvalidRequest
-from gateway.handlers.platform_agent import profile_of
+from gateway.handlers.platform_agent import profile_of, user_of
 from gateway.translation.field_errors import decoded
 
 
@@ -38,7 +38,7 @@ _log: Final = structlog.get_logger("gateway.accounts")
 
 async def profile(request: web.Request) -> web.Response:
     """Answer the user's profile."""
-    return _answer(user_answer(await profile_of(request)))
+    return _answer(await user_of(request, await profile_of(request)))
 
 
 async def change_profile(request: web.Request) -> web.Response:
@@ -49,7 +49,7 @@ async def change_profile(request: web.Request) -> web.Response:
     changed = await request.app[keys.PROFILES].change((await profile_of(request)).id, name=name, metadata=metadata)
     if changed is None:
         raise InvalidToken
-    return _answer(user_answer(changed))
+    return _answer(await user_of(request, changed))
 
 
 async def export(request: web.Request) -> web.StreamResponse:

@@ -58,7 +58,7 @@ class SseResponse(EventSourceResponse):
         finally:
             timer.cancel()
             self._left = True
-            if self.prepared:
+            if self._ping_task is not None:  # headers may be on their way still, when the client goes away
                 self.stop_streaming()
 
     async def begin(self, data: bytes) -> None:

@@ -177,6 +177,9 @@ class AppServerBackend:
         """Delete an agent with its memory and conversations."""
         await self._agents.delete(agent_id)
 
+    async def delete_provider(self, name: str) -> None:
+        """Do nothing: agents on this server have no providers of their own."""
+
     async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return the files of an agent's memory that stand in its prompt."""
         return await self._memory.blocks(agent_id)

@@ -206,6 +206,13 @@ class AgentBackend(Protocol):
         """
         ...
 
+    async def delete_provider(self, name: str) -> None:
+        """Have the server forget a model provider's key; one that is not there is no error.
+
+        Agents that still have it are not answered for any more.
+        """
+        ...
+
     async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return an agent's memory, in the order of labels; raises ``AgentGone``.
 

@@ -152,6 +152,10 @@ class DetectedBackend:
         """Delete an agent."""
         await (await self._backend()).delete_agent(agent_id)
 
+    async def delete_provider(self, name: str) -> None:
+        """Have the server forget a model provider."""
+        await (await self._backend()).delete_provider(name)
+
     async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return an agent's memory."""
         return await (await self._backend()).memory(agent_id)

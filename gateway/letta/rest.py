@@ -175,6 +175,10 @@ class RestBackend:
         """Delete an agent with its memory and conversations."""
         await self._agents.delete(agent_id)
 
+    async def delete_provider(self, name: str) -> None:
+        """Delete a model provider with its key."""
+        await self._agents.delete_provider(name)
+
     async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return an agent's memory blocks, without the gateway's own."""
         return await self._memory.blocks(agent_id)

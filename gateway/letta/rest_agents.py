@@ -2,11 +2,16 @@
 
 Letta takes an OpenAI-compatible server's models for one and the same, whoever registered it: their handles are all
 ``openai-proxy/...``, and an agent made by handle is answered for with the key of whoever came first. So an agent with a
-provider of its own is made by an ``llm_config`` that names it, and is looked at before anybody speaks to it (letta
-0.16.8).
+provider of its own is made by an ``llm_config`` that names it, and is looked at before anybody speaks to it.
+
+For the same reason a server's models stand under the name of one provider, mostly the first: the others' lists are
+empty, and with it they would be gone for all, for good. And a list of all models has those of the fifty youngest
+providers alone (all of this: letta 0.16.8).
 """
 
-from typing import Final
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
 
 import httpx
 import letta_client
@@ -23,6 +28,12 @@ from gateway.letta.wire import AgentRow
 
 PROXIED: Final = "openai-proxy/"
 """How handles of models begin whose server speaks OpenAI's API and is not OpenAI's."""
+REMEMBERED: Final = 600.0
+"""Seconds for which a provider's server is taken to have the models that it had."""
+MOST_ASKED: Final = 5
+"""Providers at one address whose models are asked for, oldest first: nearly always the first one has them all."""
+NO_KEY: Final = "deleted"
+"""What is put in the place of a key: without any, Letta would use the server's own."""
 CONTEXT_WINDOW: Final = 32_000
 """Tokens, for a model that Letta tells nothing of."""
 SPEAKING_TOOL: Final = "send_message"
@@ -53,6 +64,7 @@ class ProviderRow(msgspec.Struct):
 
     id: str
     name: str
+    base_url: str | None = None
 
 
 class ModelConfig(msgspec.Struct, frozen=True):
@@ -72,6 +84,13 @@ _decode_providers: Final = msgspec.json.Decoder(list[ProviderRow]).decode
 _decode_created: Final = msgspec.json.Decoder(CreatedAgent).decode
 
 
+class _Found(msgspec.Struct, frozen=True):
+    """The models of a server by their names, and until when they are taken to be these, by the clock."""
+
+    until: float
+    models: dict[str, ModelRow]
+
+
 class _Whole:
     """An answer of letta-client's lower half, which reads it whole by itself."""
 
@@ -85,19 +104,21 @@ class _Whole:
 class LettaAgents:
     """What Letta does with agents; raises what ``Ask`` raises."""
 
-    def __init__(self, control: letta_client.AsyncLetta, ask: Ask) -> None:
+    def __init__(self, control: letta_client.AsyncLetta, ask: Ask, clock: Callable[[], float] = time.monotonic) -> None:
         self._control = control
         self._ask = ask
+        self._clock = clock
+        self._found: dict[str, _Found] = {}
 
     async def create(self, spec: AgentSpec) -> Agent:
         """Make an agent; raises ``UpstreamRejected`` without its model, ``UpstreamInvalid`` with another's provider."""
         model: str | Omit = omit
         config: LlmConfigParam | Omit = omit
         if spec.provider is None:
-            model = spec.model or self._usual_model(await self._models())
+            model = spec.model or self._usual_model(await self._models(categories=["base"]))
         else:
             await self._provide(spec.provider)
-            config = self._config(spec.provider, spec.model, await self._models())
+            config = self._config(spec.provider, spec.model, await self._models_of(spec.provider))
         tools = await self._tools(spec.tools)
         try:
             created = await self._ask(self._create(spec, model, config, tools), _decode_created)
@@ -124,13 +145,50 @@ class LettaAgents:
             except ConversationBusy:  # Letta's 409: somebody else made it meanwhile
                 known = await self._providers(provider.name)
         for row in known:
-            await self._ask(self._change_provider(row.id, provider), anything)
+            await self._ask(self._change_provider(row.id, _access(provider)), anything)
 
     async def _providers(self, name: str) -> list[ProviderRow]:
-        return [row for row in await self._ask(self._list_providers(name), _decode_providers) if row.name == name]
+        return [row for row in await self._ask(self._list_providers(name=name), _decode_providers) if row.name == name]
 
-    async def _models(self) -> list[ModelRow]:
-        return await self._ask(self._list_models(), _decode_models)
+    async def delete_provider(self, name: str) -> None:
+        """Delete a provider that may be there; one under whose name models stand stays, without its key."""
+        for row in await self._providers(name):
+            try:
+                if await self._models(name):
+                    await self._ask(self._change_provider(row.id, {"api_key": NO_KEY}), anything)
+                else:
+                    await self._ask(self._delete_provider(row.id), anything)
+            except AgentGone:  # Letta's 404: somebody else did it meanwhile
+                continue
+
+    async def _models_of(self, provider: ModelProvider) -> dict[str, ModelRow]:
+        """Return the models of a provider's server by their names there, as they were lately."""
+        address, now = _address(provider.base_url), self._clock()
+        known = self._found.get(address)
+        if known is not None and now < known.until:
+            return known.models
+        models = await self._look_for_models(provider.name, address)
+        if models:
+            self._found[address] = _Found(now + REMEMBERED, models)
+        return models
+
+    async def _look_for_models(self, name: str, address: str) -> dict[str, ModelRow]:
+        """Return the models that stand under the name of the first at this address who has any, and of this one."""
+        models: dict[str, ModelRow] = {}
+        oldest = [row.name for row in await self._oldest_providers() if _address(row.base_url) == address]
+        for one in (*oldest[:MOST_ASKED], name):
+            if not models or one == name:
+                rows = await self._models(one)
+                models |= {row.name: row for row in rows if row.name and _address(row.model_endpoint) == address}
+        return models
+
+    async def _oldest_providers(self) -> list[ProviderRow]:
+        return await self._ask(self._list_providers(order="asc"), _decode_providers)
+
+    async def _models(
+        self, provider: str | Omit = omit, categories: list[Literal["base", "byok"]] | Omit = omit
+    ) -> list[ModelRow]:
+        return await self._ask(self._list_models(provider, categories), _decode_models)
 
     @staticmethod
     def _usual_model(offered: list[ModelRow]) -> str:
@@ -141,10 +199,8 @@ class LettaAgents:
         raise UpstreamRejected(_NO_MODEL, should_retry=False)
 
     @staticmethod
-    def _config(provider: ModelProvider, model: str | None, offered: list[ModelRow]) -> LlmConfigParam:
+    def _config(provider: ModelProvider, model: str | None, there: Mapping[str, ModelRow]) -> LlmConfigParam:
         """Return what has the provider answer with a model: the first that its server has, unless one is named."""
-        address = provider.base_url.rstrip("/")
-        there = {row.name: row for row in offered if row.name and (row.model_endpoint or "").rstrip("/") == address}
         name = next(iter(there), None) if model is None else model.removeprefix(PROXIED)
         if name is None:
             raise UpstreamRejected(_NO_MODEL, should_retry=False)
@@ -185,25 +241,32 @@ class LettaAgents:
     async def _delete(self, agent_id: str) -> Raw:
         return await self._control.agents.with_raw_response.delete(agent_id)
 
-    async def _list_models(self) -> Raw:
-        return await self._control.models.with_raw_response.list()
+    async def _list_models(self, provider: str | Omit, categories: list[Literal["base", "byok"]] | Omit) -> Raw:
+        return await self._control.models.with_raw_response.list(provider_name=provider, provider_category=categories)
 
     async def _list_tools(self, names: list[str]) -> Raw:
         return await self._control.tools.with_raw_response.list(names=names, limit=len(names))
 
     # letta-client knows no providers (1.12.1)
 
-    async def _list_providers(self, name: str) -> Raw:
-        options = letta_client.RequestOptions(params={"name": name})
+    async def _list_providers(self, **query: str) -> Raw:
+        options = letta_client.RequestOptions(params=query)
         return _Whole(await self._control.get("/v1/providers/", cast_to=httpx.Response, options=options))
 
     async def _make_provider(self, provider: ModelProvider) -> Raw:
         body = {"name": provider.name, "provider_type": "openai", **_access(provider)}
         return _Whole(await self._control.post("/v1/providers/", cast_to=httpx.Response, body=body))
 
-    async def _change_provider(self, provider_id: str, provider: ModelProvider) -> Raw:
+    async def _change_provider(self, provider_id: str, change: dict[str, str]) -> Raw:
         path = f"/v1/providers/{provider_id}"
-        return _Whole(await self._control.patch(path, cast_to=httpx.Response, body=_access(provider)))
+        return _Whole(await self._control.patch(path, cast_to=httpx.Response, body=change))
+
+    async def _delete_provider(self, provider_id: str) -> Raw:
+        return _Whole(await self._control.delete(f"/v1/providers/{provider_id}", cast_to=httpx.Response))
+
+
+def _address(base_url: str | None) -> str:
+    return (base_url or "").rstrip("/")
 
 
 def _access(provider: ModelProvider) -> dict[str, str]:

@@ -226,8 +226,8 @@ class ScriptedBackend:
     ``pings`` and ``cleanings`` count; ``searches`` are the names that were asked for; ``closed`` tells whether it was.
     ``conversations`` are those that were made, by id, with their agents, ``deleted`` those that were deleted, and
     ``overlays`` what agents are shown just now. ``specs`` are what agents were made of, ``memories`` what they have in
-    mind, both by their ids, and ``gone`` the agents that were deleted. ``spendings`` are what turns took that nobody
-    heard, by their marks, and ``reconciled`` those that were asked for.
+    mind, both by their ids, ``gone`` the agents that were deleted, and ``gone_providers`` the providers, by name.
+    ``spendings`` are what turns took that nobody heard, by their marks, and ``reconciled`` those that were asked for.
     """
 
     def __init__(self, agents: Iterable[Agent] = (), usual: Script = USUAL) -> None:
@@ -248,6 +248,7 @@ class ScriptedBackend:
         self.specs: dict[str, AgentSpec] = {}
         self.memories: dict[str, dict[str, MemoryBlock]] = {}
         self.gone: list[str] = []
+        self.gone_providers: list[str] = []
         self.spendings: dict[str, Usage] = {}
         self.reconciled: list[SentTurn] = []
         self._scripts: deque[Script] = deque()
@@ -312,6 +313,11 @@ class ScriptedBackend:
         self.gone.append(agent_id)
         self.memories.pop(agent_id, None)
         self.listed = [agent for agent in self.listed if agent.id != agent_id]
+
+    async def delete_provider(self, name: str) -> None:
+        """Note that it is gone."""
+        await self._answer()
+        self.gone_providers.append(name)
 
     async def memory(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return what an agent has in mind."""

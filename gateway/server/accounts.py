@@ -13,6 +13,7 @@ from gateway.accounts.agents import AgentConfig, PersonalAgents
 from gateway.accounts.billing.litellm import LitellmBilling, LitellmConfig
 from gateway.accounts.billing.local import LocalBilling, Price
 from gateway.accounts.billing.protocol import Billing
+from gateway.accounts.blocking import Blocking
 from gateway.accounts.credentials import UserCredentials
 from gateway.accounts.deletion import Deletion
 from gateway.accounts.export import Export
@@ -74,6 +75,9 @@ class Accounts:
             billing=self.billing,
             forget=self._forget,
         )
+        self.blocking = Blocking(
+            profiles=self.profiles, identity=self.identity, billing=self.billing, forget=self._forget
+        )
         self.registration = Registration(
             identity=self.identity,
             profiles=self.profiles,
@@ -84,13 +88,21 @@ class Accounts:
         self.credentials = UserCredentials(
             self.identity, self.user_keys, self.profiles, complete=self.registration.complete
         )
-        self.export = Export(database, backend, self.history, self.usage, self.user_keys)
+        self.export = Export(
+            database,
+            backend,
+            own_agents=self.own_agents,
+            history=self.history,
+            usage=self.usage,
+            user_keys=self.user_keys,
+        )
         self._purge_at = 0.0
 
     def hand_over(self, app: web.Application) -> None:
         """Put the parts where handlers find them."""
         app[keys.ACCOUNTS] = self
         app[keys.BILLING] = self.billing
+        app[keys.BLOCKING] = self.blocking
         app[keys.CREDENTIALS] = self.credentials
         app[keys.EXPORT] = self.export
         app[keys.HISTORY] = self.history

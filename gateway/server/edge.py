@@ -9,7 +9,6 @@ from aiohttp.typedefs import Handler
 from gateway import keys
 from gateway.server import cors
 from gateway.server.client_address import TrustedNetworks
-from gateway.server.turnstile import Turnstile
 from gateway.settings import Settings, is_loopback
 from middleware.auth import credential, holds, host_name
 from middleware.contract import AiohttpMiddleware
@@ -20,11 +19,8 @@ ANYBODY: Final = keys.Caller("local")
 
 def first_middleware(trusted: TrustedNetworks) -> AiohttpMiddleware:
     """Return what stands before the chain: it makes the places in which the chain and handlers leave word."""
-    turnstile = Turnstile()
-
     @web.middleware
     async def first(request: web.Request, handler: Handler) -> web.StreamResponse:
-        await turnstile.enter()
         request[keys.NOTES] = keys.RequestNotes(client=trusted.client_of(request))
         request[keys.CALLER] = ANYBODY
         request[keys.RESPONSE_HEADERS] = {}

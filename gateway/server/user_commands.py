@@ -67,8 +67,7 @@ def set_blocked(user: str, *, is_blocked: bool) -> Command:
 
     async def command(accounts: Accounts) -> list[str]:
         profile = await _user(accounts, user)
-        await accounts.profiles.change(profile.id, is_blocked=is_blocked)
-        await accounts.identity.set_blocked(profile.id, is_blocked=is_blocked)
+        await (accounts.blocking.block(profile) if is_blocked else accounts.blocking.unblock(profile))
         return [f"{profile.email} is {'blocked' if is_blocked else 'not blocked any more'}"]
 
     return command

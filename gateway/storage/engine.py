@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
@@ -63,6 +64,8 @@ class Database:
         self._places = limits.connections if self.is_shared else 1
         self._free = asyncio.Semaphore(self._places)
         self._tasks = TaskSet()
+        # A thread of its own: every turn is written down, and must not wait until somebody else's thread is free.
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="database-file")
         self._identity: tuple[int, int] | None = None
         self._is_down = False
         self._is_closed = False
@@ -99,6 +102,7 @@ class Database:
             _log.warning("database closed under open transactions")
         await self._tasks.close(_TO_END)
         await self._engine.dispose()
+        self._looker.shutdown(wait=False)
 
     async def ping(self) -> None:
         """Raise ``StorageUnavailable`` unless the database answers."""
@@ -165,7 +169,7 @@ class Database:
     async def _file_now(self) -> tuple[int, int] | None:
         if not isinstance(self._address, SqliteFile):
             return None
-        return await asyncio.to_thread(connections.identity, self._address.path)
+        return await asyncio.get_running_loop().run_in_executor(self._looker, connections.identity, self._address.path)
 
     def _went_down(self, reason: str) -> None:
         if not self._is_down:

@@ -74,6 +74,11 @@ class FaultyBackend(ScriptedBackend):
         self.listed = [agent for agent in self.listed if agent.id != agent_id]
         await self.faults.after()
 
+    async def delete_provider(self, name: str) -> None:
+        await self.faults.before("delete provider")
+        self.gone_providers.append(name)
+        await self.faults.after()
+
 
 class FaultyBilling:
     """A biller with accounts of its own, whose answers are steps."""
@@ -81,6 +86,7 @@ class FaultyBilling:
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self.accounts: set[str] = set()
+        self.blocked: set[str] = set()
         self.budgets: dict[str, Budget | None] = {}
 
     async def open_account(self, profile: Profile) -> Profile:
@@ -95,7 +101,10 @@ class FaultyBilling:
         await self.faults.after()
 
     def provider_of(self, profile: Profile) -> ModelProvider | None:
-        return ModelProvider(f"provider-{profile.id}", "http://biller.invalid/v1", "sk-provider")
+        return ModelProvider(self.provider_name(profile.id), "http://biller.invalid/v1", "sk-provider")
+
+    def provider_name(self, user_id: str) -> str:
+        return f"provider-{user_id}"
 
     async def admit(self, owner: str) -> None:
         return
@@ -105,6 +114,11 @@ class FaultyBilling:
 
     async def spent(self, profile: Profile, first_day: str, last_day: str) -> Spent | None:
         return None
+
+    async def set_blocked(self, profile: Profile, *, is_blocked: bool) -> None:
+        await self.faults.before("block account" if is_blocked else "unblock account")
+        (self.blocked.add if is_blocked else self.blocked.discard)(profile.id)
+        await self.faults.after()
 
     async def set_budget(self, profile: Profile, budget: Budget | None) -> None:
         await self.faults.before("set budget")
@@ -169,7 +183,9 @@ class FaultyIdentity:
         await self.faults.after()
 
     async def set_blocked(self, user_id: str, *, is_blocked: bool) -> None:
+        await self.faults.before("block identity" if is_blocked else "unblock identity")
         (self.blocked.add if is_blocked else self.blocked.discard)(user_id)
+        await self.faults.after()
 
     def jwks(self) -> bytes:
         return b'{"keys": []}'

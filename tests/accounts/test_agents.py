@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from gateway.accounts.agents import AgentConfig, PersonalAgents, blocks_of, name_of, tag_of
+from gateway.accounts.billing.local import LocalBilling
 from gateway.accounts.errors import InvalidToken, ProvidersUnsupported
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.errors import UpstreamUnavailable
@@ -221,8 +222,23 @@ async def test_delete_leaves_none(world: World) -> None:
     ]
     await agents.delete(USER, "agent-9")
     assert [agent.id for agent in world.backend.listed] == ["agent-8"]
+    assert world.backend.gone_providers == [f"provider-{USER}"]
+    assert world.faults.taken[-1] == "delete provider", "when no agent needs it any more"
     await agents.delete(USER, "agent-9")
     await agents.delete(USER)
+
+
+async def test_no_provider_is_deleted_where_users_have_none(world: World) -> None:
+    agents = PersonalAgents(
+        backend=world.backend,
+        profiles=world.profiles,
+        billing=LocalBilling({}),
+        database=world.database,
+        config=CONFIG,
+        tasks=TaskSet(),
+    )
+    await agents.delete(USER)
+    assert world.faults.taken == ["find"]
 
 
 @pytest.mark.parametrize(

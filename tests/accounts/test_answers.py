@@ -22,7 +22,7 @@ AS_ADA = {
     "email": "ada@example.com",
     "name": "Ada",
     "metadata": {"theme": "dark"},
-    "agent": {"id": "agent-1"},
+    "agent": {"id": "agent-1", "name": "Ada-1"},
     "created_at": 100.5,
 }
 KEY = UserKey(id="key-1", user_id="user-1", name="Laptop", hint="wxyz", created_at=100.5)
@@ -33,13 +33,16 @@ def told(answer: msgspec.Struct) -> object:
 
 
 def test_user_sees_themselves_and_nothing_of_the_gateways_own() -> None:
-    assert told(user_answer(ADA)) == AS_ADA
+    assert told(user_answer(ADA, "Ada-1")) == AS_ADA
+    assert told(user_answer(ADA, None)) == {**AS_ADA, "agent": {"id": "agent-1", "name": None}}
     new = msgspec.structs.replace(ADA, letta_agent_id=None, metadata=b"{}")
-    assert told(user_answer(new)) == {**AS_ADA, "agent": None, "metadata": {}}
+    assert told(user_answer(new, None)) == {**AS_ADA, "agent": None, "metadata": {}}
 
 
 def test_session_is_told_with_its_tokens() -> None:
-    assert told(session_answer(ADA, Tokens("access", "refresh", 900, "user-1", "ada@example.com"))) == {
+    assert told(
+        session_answer(user_answer(ADA, "Ada-1"), Tokens("access", "refresh", 900, "user-1", "ada@example.com"))
+    ) == {
         "user": AS_ADA,
         "access_token": "access",
         "refresh_token": "refresh",
@@ -49,7 +52,7 @@ def test_session_is_told_with_its_tokens() -> None:
 
 
 def test_operator_sees_the_budget_and_no_secret() -> None:
-    more = {"is_blocked": False, "updated_at": 200.5}
+    more = {"agent": {"id": "agent-1"}, "is_blocked": False, "updated_at": 200.5}
     assert told(admin_user(ADA)) == {**AS_ADA, **more, "budget": {"amount": "1.500000", "period": "month"}}
     assert told(admin_user(msgspec.structs.replace(ADA, budget=None))) == {**AS_ADA, **more, "budget": None}
 

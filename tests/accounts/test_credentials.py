@@ -1,13 +1,23 @@
+import time
+
 import pytest
 
-from gateway.accounts.credentials import Caller, UserCredentials
-from gateway.accounts.errors import AccountBlocked, InvalidToken
+from gateway.accounts.agents import AgentConfig, PersonalAgents
+from gateway.accounts.billing.local import LocalBilling
+from gateway.accounts.credentials import REMEMBERED, Caller, UserCredentials
+from gateway.accounts.deletion import Deletion
+from gateway.accounts.errors import AccountBlocked, DeletionUnfinished, InvalidToken
 from gateway.accounts.identity.local import LocalIdentity
 from gateway.accounts.identity.protocol import Tokens, Verified
 from gateway.accounts.profiles import Profile, Profiles
+from gateway.accounts.registration import Registration, RegistrationConfig
 from gateway.accounts.secrets import Secrets
 from gateway.accounts.user_keys import UserKeys
+from gateway.errors import UpstreamUnavailable
+from gateway.letta.scripted import ScriptedBackend
 from gateway.storage.engine import Database
+from gateway.tasks import TaskSet
+from tests.accounts.faults import Faults, FaultyIdentity
 from tests.accounts.identities import EMAIL, HOME, PASSWORD, SECRET_KEY, local_identity
 
 
@@ -114,6 +124,61 @@ async def test_user_whom_only_the_identity_service_knows_gets_a_profile(database
     for _ in range(2):
         assert await credentials.caller_of_token("token of eve") == Caller("eve", "eve", None, "session")
     assert platform.completed == [Verified("eve", "session", "eve@example.com")]
+
+
+async def test_token_of_a_user_whose_deletion_is_under_way(database: Database) -> None:
+    """An identity service's token stays valid: what is left of the profile is blocked, and none is made anew."""
+    gone, faults = "token of eve", Faults()
+    platform, identity, backend = Platform(database), FaultyIdentity(faults), ScriptedBackend()
+    agents = PersonalAgents(
+        backend=backend,
+        profiles=platform.profiles,
+        billing=LocalBilling({}),
+        database=database,
+        config=AgentConfig(),
+        tasks=TaskSet(),
+    )
+    gateways: list[UserCredentials] = []
+
+    def forget(user_id: str) -> None:
+        gateways[0].forget(user_id)
+
+    deletion = Deletion(
+        database=database,
+        identity=identity,
+        profiles=platform.profiles,
+        agents=agents,
+        billing=LocalBilling({}),
+        forget=forget,
+    )
+    registration = Registration(
+        identity=identity,
+        profiles=platform.profiles,
+        agents=agents,
+        deletion=deletion,
+        config=RegistrationConfig(is_open=True),
+    )
+    for _ in range(2):
+        gateways.append(UserCredentials(Elsewhere(), platform.keys, platform.profiles, registration.complete))
+        assert (await gateways[-1].caller_of_token(gone)).user_id == "eve"
+    here, elsewhere = gateways
+
+    backend.down = UpstreamUnavailable()
+    with pytest.raises(DeletionUnfinished):
+        await deletion.delete("eve")
+    with pytest.raises(AccountBlocked):
+        await here.caller_of_token(gone)
+    elsewhere._standings._clock = lambda: time.monotonic() + REMEMBERED
+    with pytest.raises(AccountBlocked):
+        await elsewhere.caller_of_token(gone)
+
+    backend.down = None
+    await deletion.delete("eve")
+    elsewhere._standings._clock = lambda: time.monotonic() + 3 * REMEMBERED
+    for gateway in gateways:
+        with pytest.raises(InvalidToken):
+            await gateway.caller_of_token(gone)
+    assert await platform.profiles.find("eve") is None
 
 
 class Elsewhere:

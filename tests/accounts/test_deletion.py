@@ -3,13 +3,14 @@ import contextlib
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, func, insert, select
+from sqlalchemy import Column, func, insert, select, update
 
 from gateway.accounts.agents import AgentConfig, PersonalAgents
 from gateway.accounts.deletion import BELONGINGS, CREDENTIALS, KEEP, PATIENCE, Deletion
 from gateway.accounts.errors import DeletionUnfinished
 from gateway.accounts.profiles import Profiles
 from gateway.accounts.registration import Registration, RegistrationConfig
+from gateway.errors import StorageUnavailable
 from gateway.storage.engine import Connection, Database
 from gateway.storage.tables import deletions, instances, messages, metadata, refresh_tokens, sessions, user_profiles
 from gateway.tasks import TaskSet
@@ -77,7 +78,7 @@ class World:
     async def give_rows(self, user_id: str) -> None:
         """Give a user a row in each table that may hold one."""
         async with self.database.write() as connection:
-            for column in (*CREDENTIALS, *BELONGINGS):
+            for column in (*CREDENTIALS, sessions.c.user_id, *BELONGINGS):
                 row = {one.name: some_value(one, user_id) for one in column.table.columns if one.name != "position"}
                 await connection.execute(insert(column.table).values({**row, column.name: user_id}))
             await connection.execute(
@@ -106,7 +107,7 @@ async def world(database: Database) -> World:
 def test_every_table_that_says_whose_a_row_is_is_known() -> None:
     """A new table without its line here would keep what a user left."""
     told = {column.table for column in (*CREDENTIALS, *BELONGINGS)}
-    others = {deletions, instances, refresh_tokens, user_profiles}
+    others = {deletions, instances, refresh_tokens, sessions, user_profiles}
     assert told | others == set(metadata.sorted_tables)
     for table in metadata.sorted_tables:
         if table not in others:
@@ -120,6 +121,7 @@ async def test_nothing_is_left_but_the_note(world: World) -> None:
     assert world.billing.accounts == {world.bob}
     assert list(world.identity.users) == ["bob@example.com"]
     assert [agent.tags[1].rpartition(":")[2] for agent in world.backend.listed] == [world.bob]
+    assert world.backend.gone_providers == [f"provider-{world.ann}"]
     assert world.forgotten == [world.ann]
     assert await world.rows_of(world.bob) == before, "another user's stays as it is"
     assert len(before) == len(metadata.tables) - 2, "all but deletions and instances"
@@ -128,7 +130,7 @@ async def test_nothing_is_left_but_the_note(world: World) -> None:
 @pytest.mark.parametrize("step", range(3))
 async def test_step_that_fails_holds_up_no_other(world: World, step: int) -> None:
     """Whoever has a token or a key of the user's is out all the same, and what the gateway keeps is gone."""
-    world.faults.at = (0, 1, 3)[step]
+    world.faults.at = (0, 1, 4)[step]
     with pytest.raises(DeletionUnfinished):
         await world.deletion().delete(world.ann)
     assert await world.rows_of(world.ann) == {"deletions": 1, "user_profiles": 1}
@@ -147,7 +149,7 @@ async def test_crash_at_once_leaves_nobody_in(world: World) -> None:
     assert {"user_profiles", "messages", "deletions"} <= set(left)
 
 
-STEPS = ("delete identity", "find", "delete", "close account")
+STEPS = ("delete identity", "find", "delete", "delete provider", "close account")
 
 
 async def test_steps_are_these(world: World) -> None:
@@ -244,3 +246,32 @@ async def add_messages(connection: Connection, user_id: str, count: int) -> None
     texts = {"instance": "i", "role": "user", "status": "complete", "text": "", "reasoning": "", "activity": "[]"}
     rows = [{"id": f"{user_id} {n}", "user_id": user_id, "created_at": 1.0, **texts} for n in range(count)]
     await connection.execute(insert(messages), rows)
+
+
+async def test_session_that_is_refreshed_at_the_same_time(world: World) -> None:
+    """A refresh holds the session and then writes its tokens: a deletion waits for it, and not it for the deletion."""
+    async with asyncio.timeout(20), world.database.write() as connection:
+        session = select(sessions.c.id).where(sessions.c.user_id == world.ann).with_for_update()
+        (session_id,) = (await connection.execute(session)).scalars()
+        deleting = asyncio.get_running_loop().create_task(world.deletion().delete(world.ann))
+        await asyncio.sleep(0.3)
+        assert not deleting.done()
+        of_session = refresh_tokens.c.session_id == session_id
+        used = await connection.execute(update(refresh_tokens).where(of_session).values(used_at=2.0))
+        assert used.rowcount == 1
+        await connection.execute(insert(refresh_tokens).values(hash=b"next", session_id=session_id, issued_at=2.0))
+    await deleting
+    assert await world.rows_of(world.ann) == {"deletions": 1}
+
+
+async def test_commit_that_is_in_doubt_is_forgotten_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Deletion._begin
+
+    async def lost(self: Deletion, user_id: str) -> None:
+        await begin(self, user_id)
+        raise StorageUnavailable
+
+    monkeypatch.setattr(Deletion, "_begin", lost)
+    with pytest.raises(StorageUnavailable):
+        await world.deletion().delete(world.ann)
+    assert world.forgotten == [world.ann]

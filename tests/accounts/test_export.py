@@ -5,10 +5,13 @@ import pytest
 from sqlalchemy import insert
 
 from gateway.accounts import export as module
+from gateway.accounts.agents import AgentConfig, PersonalAgents
+from gateway.accounts.billing.local import LocalBilling
 from gateway.accounts.export import Export
 from gateway.accounts.history import Ended, History, new_exchange
 from gateway.accounts.instances import Instances
-from gateway.accounts.profiles import Profile
+from gateway.accounts.own_agents import OwnAgents
+from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.secrets import Secrets
 from gateway.accounts.usage import UsageReports
 from gateway.accounts.user_keys import UserKeys
@@ -17,6 +20,7 @@ from gateway.letta.backend import Agent, MemoryBlock
 from gateway.letta.scripted import ScriptedBackend
 from gateway.storage.engine import Database
 from gateway.storage.tables import responses, turns
+from gateway.tasks import TaskSet
 
 ANN: Final = Profile(
     id="ann", email="ann@example.com", name="Ann", letta_agent_id="agent-1", created_at=1.0, updated_at=1.0
@@ -33,7 +37,23 @@ class World:
         self.backend.memories["agent-1"] = {"human": MemoryBlock("human", "Likes tea.")}
         self.history = History(database, Instances(database, "gateway-1"))
         self.keys = UserKeys(database, Secrets.from_key("a secret of the tests, 32 characters"))
-        self.export = Export(database, self.backend, self.history, UsageReports(database), self.keys)
+        profiles = Profiles(database)
+        agents = PersonalAgents(
+            backend=self.backend,
+            profiles=profiles,
+            billing=LocalBilling({}),
+            database=database,
+            config=AgentConfig(),
+            tasks=TaskSet(),
+        )
+        self.export = Export(
+            database,
+            self.backend,
+            own_agents=OwnAgents(profiles, agents, self.backend, 30.0),
+            history=self.history,
+            usage=UsageReports(database),
+            user_keys=self.keys,
+        )
 
     async def pieces(self, profile: Profile) -> list[bytes]:
         return [piece async for piece in self.export.pieces(profile)]
@@ -97,6 +117,7 @@ async def test_everything_of_one_user_and_nothing_of_another(world: World) -> No
         await world.add_response(who, f"resp_{who}", who)
         await world.keys.make(who, f"{who}'s")
     found = await world.whole(ANN)
+    assert found["user"]["agent"] == {"id": "agent-1", "name": "Ann's"}
     assert [block["value"] for block in found["memory"]] == ["Likes tea."]
     assert [key["name"] for key in found["keys"]] == ["ann's"]
     assert [turn["id"] for turn in found["usage"]] == ["ann-00000", "ann-00001"]

@@ -306,6 +306,7 @@ async def test_crash_leaves_turns_that_the_next_gateway_settles(alone: House) ->
     await alone.user(budget=Budget(10**6, "day"))
     known, unknown, whole = await alone.open(), await alone.open(), await alone.take()
     alone.letta.counts[known] = Usage(1_000, 50)
+    alone.clock.at += module.STORED
     next_one = alone.another()
     await next_one.ledger.reconcile()
     rows = {row["id"]: row for row in await alone.rows(turns)}
@@ -337,8 +338,57 @@ async def test_turns_that_are_under_way_are_nobodys_orphans(alone: House) -> Non
     assert (await alone.turn(turn_id))["status"] == "complete"
 
 
+async def test_turn_that_letta_has_not_stored_yet_is_left_for_the_next_look(alone: House) -> None:
+    """A gateway that comes back within a second may ask before Letta has the turn's first message."""
+    first, second = await alone.open(), await alone.open()
+    alone.letta.counts[first] = USED
+    next_one = alone.another()
+    await next_one.ledger.reconcile()
+    assert await alone.statuses() == {first: "interrupted", second: "running"}
+    alone.letta.counts[second] = USED
+    await next_one.ledger.reconcile()
+    assert (await alone.turn(second))["cost_micros"] == COST
+    await next_one.idle()
+
+
+async def test_turn_that_was_never_stored_is_settled_with_nothing_in_the_end(alone: House) -> None:
+    young = [await alone.open() for _ in range(module._ASK_AT_ONCE)]
+    old = await alone.open()
+    alone.letta.counts[old] = USED
+    next_one = alone.another()
+    next_one.clock.at += module.STORED - 0.1
+    await next_one.ledger.reconcile()
+    assert await alone.statuses() == {**dict.fromkeys(young, "running"), old: "interrupted"}, "they hold up no other"
+    next_one.clock.at += 0.2
+    await next_one.ledger.reconcile()
+    assert set((await alone.statuses()).values()) == {"interrupted"}
+    assert sum(row["prompt_tokens"] for row in await alone.rows(turns)) == USED.prompt_tokens
+    await next_one.idle()
+
+
+async def test_own_turn_that_was_left_for_later_waits_too(house: House) -> None:
+    await house.instances.beat()
+    left = await house.open()
+    house.ledger.leave_open(left)
+    await house.ledger.reconcile()
+    assert await house.statuses() == {left: "running"}
+    house.letta.counts[left] = USED
+    await house.ledger.reconcile()
+    assert (await house.turn(left))["cost_micros"] == COST
+
+
+async def test_clock_that_was_set_back_keeps_no_turn_open(alone: House) -> None:
+    turn_id = await alone.open()
+    next_one = alone.another()
+    next_one.clock.at -= 86_400
+    await next_one.ledger.reconcile()
+    assert await alone.statuses() == {turn_id: "interrupted"}
+    await next_one.idle()
+
+
 async def test_letta_that_cannot_be_asked_leaves_turns_for_later(alone: House) -> None:
     left = [await alone.open() for _ in range(module._ASK_AT_ONCE + 3)]
+    alone.clock.at += module.STORED
     next_one = alone.another()
     alone.letta.down = UpstreamUnavailable()
     await next_one.ledger.reconcile()
@@ -382,6 +432,7 @@ async def test_turn_that_was_deleted_with_its_owner_is_left_alone(alone: House) 
 async def test_reconciled_at_start_and_from_time_to_time(alone: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RECONCILE", 0.05)
     first = await alone.open()
+    alone.clock.at += module.STORED
     next_one = alone.another()
     alone.letta.down = UpstreamUnavailable()
     await next_one.ledger.start()
@@ -422,6 +473,7 @@ async def test_gateway_that_ends_leaves_its_orphans_at_once(postgres_address: Po
         one.letta.unknown[left] = UpstreamUnavailable()
         await one.ledger.end()
         one.letta.unknown.clear()
+        two.clock.at += module.STORED
         await two.ledger.reconcile()
         assert await one.statuses() == {left: "interrupted"}
         await two.idle()
@@ -613,6 +665,7 @@ class Books(RuleBasedStateMachine):
         try:
             self.crash([])
             for _ in range(2):
+                self.house.clock.at += module.STORED
                 self.reconcile()
             self.one_that_was_taken_for_dead_settles()
             self.books_are_balanced()

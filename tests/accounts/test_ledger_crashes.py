@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from gateway.accounts.ledger import STORED
 from gateway.storage.address import SqliteFile
 from gateway.storage.tables import spending, turns, usage_metrics
 from tests.accounts.crashing_ledger import sent_before
@@ -37,6 +38,7 @@ async def test_killed_at_any_moment_the_ledger_is_what_letta_reported(tmp_path: 
             assert (await connection.execute(text("PRAGMA integrity_check"))).scalars().all() == ["ok"]
         await assert_balanced(database)
         house = House(database, name="last")
+        house.clock.at += STORED
         sent = house.letta.counts = sent_before(acks)
         await house.ledger.reconcile()
         rows: dict[str, dict[str, Any]] = {row["id"]: row for row in await house.rows(turns)}

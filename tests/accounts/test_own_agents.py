@@ -1,5 +1,8 @@
+import asyncio
+
 import pytest
 
+from gateway.accounts import own_agents as module
 from gateway.accounts.agents import AgentConfig, PersonalAgents
 from gateway.accounts.billing.local import LocalBilling
 from gateway.accounts.errors import InvalidToken
@@ -7,7 +10,7 @@ from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.errors import AgentGone, UpstreamUnavailable
 from gateway.letta.backend import Agent
-from gateway.letta.scripted import ScriptedBackend
+from gateway.letta.scripted import Hang, ScriptedBackend
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 
@@ -33,9 +36,10 @@ class World:
         )
         self.own = OwnAgents(self.profiles, agents, self.backend, TTL, lambda: self.time)
 
-    async def register(self, agent_id: str | None = ANNS.id) -> None:
+    async def register(self, agent_id: str | None = ANNS.id) -> Profile:
         profile = Profile(id=ANN, email="ann@example.com", letta_agent_id=agent_id, created_at=1.0, updated_at=1.0)
         assert await self.profiles.add(profile)
+        return profile
 
 
 @pytest.fixture
@@ -93,3 +97,31 @@ async def test_user_who_is_gone(world: World) -> None:
         await world.own.id_of(ANN)
     with pytest.raises(InvalidToken):
         await world.own.of(ANN)
+
+
+async def test_name_for_an_answer_that_can_do_without(world: World) -> None:
+    profile = await world.register()
+    for _ in range(3):
+        assert await world.own.name_of(profile) == ANNS.name
+    assert world.backend.searches == [ANNS.id]
+    world.backend.down = UpstreamUnavailable()
+    assert await world.own.name_of(profile) == ANNS.name
+    world.time += TTL
+    assert await world.own.name_of(profile) is None
+    world.backend.down = None
+    assert await world.own.name_of(profile) == ANNS.name
+
+
+async def test_name_that_letta_does_not_tell_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NAME_WAIT", 0.05)
+    world.backend.holding = Hang()
+    async with asyncio.timeout(5):
+        assert await world.own.name_of(await world.register()) is None
+
+
+async def test_no_agent_has_no_name_and_is_not_made_for_it(world: World) -> None:
+    assert await world.own.name_of(await world.register(None)) is None
+    assert world.backend.specs == {}
+    world.backend.listed.clear()
+    gone = Profile(id=ANN, email="ann@example.com", letta_agent_id="agent-gone", created_at=1.0, updated_at=1.0)
+    assert await world.own.name_of(gone) is None

@@ -340,6 +340,10 @@ BEGIN: Final[Script] = (head(), ping())
 END: Final[Script] = (stops(), usage(), done())
 ANSWER: Final[Script] = (*BEGIN, says("Hel", "lo"), *END)
 """A turn in which nothing goes wrong."""
+PROFILE: Final[Script] = (answers({"agent_type": "letta_v1_agent", "model": "demo", "tools": []}),)
+"""What an agent is."""
+NO_STEPS: Final[Script] = (answers([]),)
+"""What a run took of which nothing is left."""
 NO_APP_SERVER: Final[Script] = (status(404, {}, '{"detail":"Not Found"}'),)
 
 
@@ -448,7 +452,7 @@ class BadLetta:
         if "/app-server-info" in line:
             return exchange, NO_APP_SERVER
         if agent is None:
-            return exchange, self.health if "/health" in line else self.listing
+            return exchange, self._control(line)
         if agent[2] == "cancel":
             cancel = Cancel(agent[1], json.loads(content)["run_ids"], now)
             self.cancels.append(cancel)
@@ -458,6 +462,13 @@ class BadLetta:
             return exchange, self.cancelling
         self.posted.append(Posted(agent[1], exchange.run_id, headers, json.loads(content), now))
         return exchange, self._next.popleft() if self._next else self._script
+
+    def _control(self, line: str) -> Script:
+        if "/health" in line:
+            return self.health
+        if re.search(r"/v1/agents/agent-[^/ ]+ ", line):
+            return PROFILE
+        return NO_STEPS if "/v1/runs/" in line else self.listing
 
     async def _play(self, exchange: Exchange, script: Script, reader: asyncio.StreamReader) -> None:
         loop = asyncio.get_running_loop()

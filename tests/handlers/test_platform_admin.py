@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway import keys
+from gateway.accounts.profiles import Profile
 from gateway.errors import UpstreamUnavailable
 from tests.server.people import OPERATOR_KEY, PASSWORD, Town, town
 
@@ -163,6 +164,29 @@ async def test_blocked_user_is_out_at_once_and_comes_in_again(gateway: Town) -> 
     assert (await gateway.send("GET", "/v1/models", ann.key)).status == 200
     assert (await gateway.api("GET", "/auth/me", ann)).status == 401, "the session of before stays ended"
     assert (await gateway.send("POST", "/api/v1/auth/login", None, account)).status == 200
+
+
+async def test_biller_that_is_down_leaves_a_user_out(gateway: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann, billing = gateway.ann, gateway.app[keys.BILLING]
+    asked: list[bool] = []
+
+    async def down(profile: Profile, *, is_blocked: bool) -> None:
+        asked.append(is_blocked)
+        raise UpstreamUnavailable
+
+    with monkeypatch.context() as broken:
+        broken.setattr(billing, "set_blocked", down)
+        refused = await gateway.admin("POST", f"/users/{ann.id}/block")
+        assert (refused.status, refused.code) == (503, UpstreamUnavailable().code)
+        assert (await gateway.send("GET", "/v1/models", ann.key)).code == "account_blocked"
+    assert (await gateway.admin("POST", f"/users/{ann.id}/block")).status == 200
+    with monkeypatch.context() as broken:
+        broken.setattr(billing, "set_blocked", down)
+        assert (await gateway.admin("POST", f"/users/{ann.id}/unblock")).status == 503
+        assert (await gateway.send("GET", "/v1/models", ann.key)).code == "account_blocked"
+    assert (await gateway.admin("POST", f"/users/{ann.id}/unblock")).status == 200
+    assert (await gateway.send("GET", "/v1/models", ann.key)).status == 200
+    assert asked == [True, False]
 
 
 async def test_deleted_by_the_operator(gateway: Town) -> None:

@@ -46,6 +46,7 @@ def test_protocols_ask_for_what_the_design_says() -> None:
         "find_tagged",
         "create_agent",
         "delete_agent",
+        "delete_provider",
         "memory",
         "write_memory",
         "spent",

@@ -6,12 +6,13 @@ import pytest
 from gateway.errors import UpstreamInvalid, UpstreamRejected, UpstreamUnavailable
 from gateway.letta.backend import Agent, AgentSpec, MemoryBlock, ModelProvider
 from gateway.letta.rest import RestBackend, RestConfig
-from gateway.letta.rest_agents import CONTEXT_WINDOW
+from gateway.letta.rest_agents import CONTEXT_WINDOW, MOST_ASKED, NO_KEY, REMEMBERED
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
 from tests.letta.recording_server import AGENT, PROVIDER, RecordingServer, status
 
 PROXY = "http://billing.invalid/v1"
+QUERY_OF_BASE = "provider_category=base"
 ANN = ModelProvider("ann", PROXY, "key-of-ann")
 
 
@@ -88,6 +89,7 @@ async def test_usual_model_is_the_first_of_the_servers_own(
     server.on("models", status(200, offered))
     await backend.create_agent(AgentSpec(name="Bo"))
     assert server.asked("new agent")[0].json()["model"] == chosen
+    assert server.asked("models")[0].target.partition("?")[2] == QUERY_OF_BASE
 
 
 @pytest.mark.parametrize("offered", [[], [model("openai-proxy/theirs", "byok")]])
@@ -109,16 +111,24 @@ async def test_model_that_the_server_does_not_know(server: RecordingServer, back
 # A provider of its own ------------------------------------------------------------------------------------------------
 
 
+def at_proxy(name: str, address: str = PROXY, **fields: Any) -> dict[str, Any]:
+    return model(f"openai-proxy/{name}", "byok", model_endpoint=address, **fields)
+
+
+def provider(name: str, address: str = PROXY) -> dict[str, Any]:
+    return {"id": f"{PROVIDER}-{name}", "name": name, "base_url": address}
+
+
 def of_provider(name: str) -> dict[str, Any]:
     return created(llm_config={"provider_name": name, "model": "gpt"})
 
 
 async def test_provider_is_made_and_named_by_the_agent(server: RecordingServer, backend: RestBackend) -> None:
-    offered = [model("openai/gpt", max_context_window=1), model("openai-proxy/gpt", model_endpoint=PROXY + "/")]
-    server.on("models", status(200, [*offered[:1], {**offered[1], "max_context_window": 8192}]))
+    elsewhere = model("openai/gpt", max_context_window=1)
+    server.on("models", status(200, [elsewhere, at_proxy("gpt", PROXY + "/", max_context_window=8192)]))
     server.on("new agent", status(200, of_provider("ann")))
     await backend.create_agent(AgentSpec(name="Bo", model="openai-proxy/gpt", provider=ANN))
-    assert server.asked("providers")[0].query == {"name": "ann"}
+    assert [request.query for request in server.asked("providers")] == [{"name": "ann"}, {"order": "asc"}]
     assert server.asked("new provider")[0].json() == {
         "name": "ann",
         "provider_type": "openai",
@@ -162,7 +172,7 @@ async def test_provider_that_somebody_makes_meanwhile(server: RecordingServer, b
 
 async def test_first_model_of_the_providers_server(server: RecordingServer, backend: RestBackend) -> None:
     elsewhere = model("openai-proxy/other", model_endpoint="http://elsewhere.invalid/v1")
-    server.on("models", status(200, [elsewhere, model("openai-proxy/gpt", "byok", model_endpoint=PROXY)]))
+    server.on("models", status(200, [elsewhere, at_proxy("gpt")]))
     server.on("new agent", status(200, of_provider("ann")))
     await backend.create_agent(AgentSpec(name="Bo", provider=ANN))
     assert server.asked("new agent")[0].json()["llm_config"]["model"] == "gpt"
@@ -182,6 +192,84 @@ async def test_agent_that_got_anothers_provider_is_deleted_again(
     with pytest.raises(UpstreamInvalid):
         await backend.create_agent(AgentSpec(name="Bo", model="gpt", provider=ANN))
     assert [request.path.rpartition("/")[2] for request in server.asked("delete agent")] == [AGENT]
+
+
+async def test_models_stand_under_the_name_of_an_older_provider(server: RecordingServer, backend: RestBackend) -> None:
+    """Letta keeps each model of a server once, mostly for the provider that came first."""
+    at_this = [provider("eve"), provider("bob", PROXY + "/"), provider("cleo")]
+    server.on("providers", status(200, []), status(200, [provider("x", "http://elsewhere.invalid/v1"), *at_this]))
+    old, new = at_proxy("gpt", max_context_window=8192), at_proxy("new", max_context_window=1024)
+    server.on("models", status(200, []), status(200, [old]), status(200, [new]))
+    server.on("new agent", status(200, of_provider("ann")))
+    await backend.create_agent(AgentSpec(name="Bo", provider=ANN))
+    assert [request.query["provider_name"] for request in server.asked("models")] == ["eve", "bob", "ann"]
+    config = server.asked("new agent")[0].json()["llm_config"]
+    assert (config["model"], config["context_window"]) == ("gpt", 8192)
+    await backend.create_agent(AgentSpec(name="Bo", model="new", provider=ANN))
+    assert server.asked("new agent")[1].json()["llm_config"]["context_window"] == 1024
+
+
+async def test_few_are_asked_however_many_users_there_are(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("providers", status(200, []), status(200, [provider(f"user-{n}") for n in range(50)]))
+    server.on("new agent", status(200, of_provider("ann")))
+    await backend.create_agent(AgentSpec(name="Bo", model="gpt", provider=ANN))
+    assert len(server.asked("models")) == MOST_ASKED + 1
+    assert server.asked("new agent")[0].json()["llm_config"]["context_window"] == CONTEXT_WINDOW
+
+
+async def test_models_of_an_address_are_remembered_for_a_while(server: RecordingServer, backend: RestBackend) -> None:
+    now = 1_000.0
+    backend._agents._clock = lambda: now
+    server.on("models", status(200, [at_proxy("gpt", max_context_window=8192)]))
+    server.on("new agent", *(status(200, of_provider(name)) for name in ("ann", "bob", "cleo")))
+    for name in ("ann", "bob"):
+        await backend.create_agent(AgentSpec(name=name, provider=ModelProvider(name, PROXY, name)))
+    assert len(server.asked("models")) == 1
+    assert [made.json()["llm_config"]["context_window"] for made in server.asked("new agent")] == [8192, 8192]
+    now += REMEMBERED
+    await backend.create_agent(AgentSpec(name="cleo", provider=ModelProvider("cleo", PROXY + "/", "cleo")))
+    assert len(server.asked("models")) == 2
+    with pytest.raises(UpstreamRejected):
+        await backend.create_agent(AgentSpec(name="dora", provider=ModelProvider("d", "http://other.invalid/v1", "d")))
+    assert len(server.asked("models")) == 3, "another address has other models"
+
+
+async def test_address_without_models_is_asked_again(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("models", status(200, []), status(200, [at_proxy("gpt")]))
+    server.on("new agent", status(200, of_provider("ann")))
+    with pytest.raises(UpstreamRejected):
+        await backend.create_agent(AgentSpec(name="Bo", provider=ANN))
+    await backend.create_agent(AgentSpec(name="Bo", provider=ANN))
+    assert server.asked("new agent")[0].json()["llm_config"]["model"] == "gpt"
+
+
+async def test_deleted_provider(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("providers", status(200, [provider("anna"), provider("ann")]))
+    server.on("delete provider", status(200, {}), status(404, {"detail": "gone"}), status(503))
+    await backend.delete_provider("ann")
+    await backend.delete_provider("ann")
+    with pytest.raises(UpstreamUnavailable):
+        await backend.delete_provider("ann")
+    assert {request.path.rpartition("/")[2] for request in server.asked("delete provider")} == {f"{PROVIDER}-ann"}
+    assert server.asked("change provider") == []
+
+
+async def test_provider_that_is_not_there_is_deleted(server: RecordingServer, backend: RestBackend) -> None:
+    await backend.delete_provider("ann")
+    assert server.asked("delete provider") == server.asked("change provider") == []
+
+
+async def test_provider_under_whose_name_models_stand_loses_its_key(
+    server: RecordingServer, backend: RestBackend
+) -> None:
+    """With it, Letta would lose the models for everybody at this address, and never take them up again."""
+    server.on("providers", status(200, [provider("ann")]))
+    server.on("models", status(200, [at_proxy("gpt")]))
+    await backend.delete_provider("ann")
+    (change,) = server.asked("change provider")
+    assert (change.path.rpartition("/")[2], change.json()) == (f"{PROVIDER}-ann", {"api_key": NO_KEY})
+    assert server.asked("models")[0].query == {"provider_name": "ann"}
+    assert server.asked("delete provider") == []
 
 
 # Finding and deleting -------------------------------------------------------------------------------------------------

@@ -143,7 +143,9 @@ class AppServer:
         self.kill()
         for agent in agents:
             record = {"id": agent.id, "name": agent.name, "model": MODEL_HANDLE, "system": "", "tags": []}
-            self._record(agent.id).write_bytes(msgspec.json.encode({**record, "model_settings": {}}))
+            path = self._record(agent.id)
+            path.parent.mkdir(parents=True, exist_ok=True)  # the server makes it with its first agent
+            path.write_bytes(msgspec.json.encode({**record, "model_settings": {}}))
         self.start()
         try:
             yield

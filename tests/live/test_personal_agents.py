@@ -10,6 +10,7 @@ from gateway.errors import AgentGone, InternalError, InvalidRequest, MemoryNotFo
 from gateway.letta.backend import PERSONAL_TAG, Agent, AgentBackend, AgentSpec, MemoryBlock, ModelProvider
 from gateway.letta.catalog import Catalog
 from gateway.letta.demo_model import MODEL, RunningDemoModel
+from gateway.letta.rest import RestBackend
 from gateway.tasks import TaskSet
 from gateway.translation.agent_turn import AgentTurn, Text, UserSaid
 from tests.letta.batches import heard
@@ -164,6 +165,39 @@ async def test_text_that_is_longer_than_its_block(backend: AgentBackend, letta: 
             await backend.write_memory(made.id, "human", "123456")
         assert (await backend.memory(made.id))[0].value == "12345"
     await backend.delete_agent(made.id)
+
+
+async def test_deleted_provider_leaves_the_others_their_models(backend: AgentBackend) -> None:
+    """A model of one name stands under one provider of the server, mostly the first, who stays without a key."""
+    if not isinstance(backend, RestBackend):
+        await backend.delete_provider("nobody's")
+        return
+    with demo_model_in_thread() as proxy:
+        users = [f"test-{uuid.uuid4()}" for _ in range(3)]
+        specs = [spec_of(user, model=MODEL, provider=ModelProvider(user, proxy.base_url, "key")) for user in users]
+        first, second = [await backend.create_agent(spec) for spec in specs[:2]]
+        offered = await backend._agents._models(users[0])
+        kept = [users[0]] if offered else []
+        await backend.delete_agent(first.id)
+        for _ in range(2):
+            await backend.delete_provider(users[0])
+        assert await backend._agents._models(users[0]) == offered
+        await say(backend, second, "hello")
+        backend._agents._found.clear()
+        third = await backend.create_agent(specs[2])
+        await say(backend, third, "hello")
+        assert len(proxy.requests) == 2
+        assert [await names_of(backend, user) for user in users] == [kept, users[1:2], users[2:]]
+        for agent in (second, third):
+            await backend.delete_agent(agent.id)
+        for user in users[1:]:
+            await backend.delete_provider(user)
+        assert [await names_of(backend, user) for user in users] == [kept, [], []]
+
+
+async def names_of(backend: RestBackend, name: str) -> list[str]:
+    """Return the providers of this name."""
+    return [row.name for row in await backend._agents._providers(name)]
 
 
 async def test_provider_of_its_own_answers_for_each_agent(backend: AgentBackend, model: RunningDemoModel) -> None:

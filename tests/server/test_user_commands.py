@@ -12,6 +12,7 @@ from gateway.__main__ import main
 from gateway.accounts.errors import AccountBlocked, InvalidCredentials, InvalidToken
 from gateway.accounts.identity.local import LocalIdentity
 from gateway.accounts.identity.protocol import Tokens
+from gateway.accounts.profiles import Profiles
 from gateway.accounts.secrets import Secrets
 from gateway.accounts.user_keys import PREFIX, UserKey, UserKeys
 from gateway.storage.address import SqliteFile
@@ -103,6 +104,22 @@ def test_user_is_blocked_and_let_in_again(desk: Desk, ada: Tokens, by: str) -> N
     with pytest.raises(AccountBlocked):
         desk.login()
     assert desk.lines("users", "unblock", user) == [f"{EMAIL} is not blocked any more"]
+    desk.login()
+
+
+def test_biller_that_is_down_leaves_the_user_blocked(desk: Desk, ada: Tokens) -> None:
+    billed = {
+        "LETTA_GATEWAY_BILLING": "litellm",
+        "LITELLM_BASE_URL": "http://127.0.0.1:9",
+        "LITELLM_MASTER_KEY": "sk-master",
+        "LETTA_GATEWAY_USER_MODEL": "openai/gpt",
+    }
+    with_key = Secrets.from_key(SECRET_KEY).encrypt("sk-of-ada")
+    desk.see(lambda database, _: Profiles(database).change(ada.user_id, litellm_key=with_key))
+    for command in ("block", "unblock"):
+        assert desk.refused("users", command, EMAIL, **billed).startswith("The billing service")
+        assert desk.lines("users", "list") == [f"{ada.user_id}  {EMAIL}  blocked"]
+    desk.lines("users", "unblock", EMAIL)
     desk.login()
 
 

@@ -1,13 +1,18 @@
 """Databases for tests: each kind in turn, a new one for each test; PostgreSQL's server is started once."""
 
+import asyncio
 import contextlib
+import functools
 import itertools
+import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from gateway.storage import connections
 from gateway.storage.address import Address, PostgresServer, SqliteFile
 from gateway.storage.engine import Database, StorageLimits
 from tests.live.postgres import Postgres, running_postgres
@@ -38,25 +43,73 @@ def _server() -> Iterator[Postgres]:
         yield server
 
 
-def new_database(server: Postgres) -> PostgresServer:
+def new_database(server: Postgres, template: str = "template1") -> PostgresServer:
+    """Make a database; it is empty unless there is another template."""
     name = f"gateway_{next(_NUMBERS)}"
-    server.run(f"create database {name}")
-    return PostgresServer(f"postgresql://postgres@127.0.0.1:{server.port}/{name}?sslmode=disable")
+    server.run(f"create database {name} template {template}")
+    return PostgresServer(server_uri(server, name))
+
+
+def server_uri(server: Postgres, name: str) -> str:
+    return f"postgresql://postgres@127.0.0.1:{server.port}/{name}?sslmode=disable"
 
 
 @pytest.fixture
-def sqlite_file(tmp_path: Path) -> SqliteFile:
+def empty_file(tmp_path: Path) -> SqliteFile:
     return SqliteFile(tmp_path / "home" / "gateway.db")
 
 
 @pytest.fixture
-def postgres_address(postgres: Postgres) -> PostgresServer:
+def empty_server(postgres: Postgres) -> PostgresServer:
     return new_database(postgres)
+
+
+# With the schema: migrations take longer than most tests -------------------------------------------------------------
+
+
+def _migrated(address: Address) -> None:
+    """Make the schema, in a thread: the caller's has an event loop of its own."""
+
+    async def migrate() -> None:
+        async with opened(address):
+            pass
+
+    thread = threading.Thread(target=lambda: asyncio.run(migrate()))
+    thread.start()
+    thread.join()
+
+
+@functools.cache
+def _schema_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = SqliteFile(Path(folder) / "gateway.db")
+        _migrated(file)
+        return file.path.read_bytes()
+
+
+@functools.cache
+def _schema_database(server: Postgres) -> str:
+    server.run("create database gateway_schema")
+    _migrated(PostgresServer(server_uri(server, "gateway_schema")))
+    return "gateway_schema"
+
+
+@pytest.fixture
+def sqlite_file(tmp_path: Path) -> SqliteFile:
+    file = SqliteFile(tmp_path / "home" / "gateway.db")
+    connections.prepare(file.path)
+    file.path.write_bytes(_schema_file())
+    return file
+
+
+@pytest.fixture
+def postgres_address(postgres: Postgres) -> PostgresServer:
+    return new_database(postgres, _schema_database(postgres))
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.live)])
 def address(request: pytest.FixtureRequest) -> Address:
-    """An empty database of each kind."""
+    """A database of each kind, with the schema unless a folder's conftest has it empty."""
     found: Address = request.getfixturevalue("sqlite_file" if request.param == "sqlite" else "postgres_address")
     return found
 

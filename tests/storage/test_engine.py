@@ -265,7 +265,7 @@ async def test_damaged_page(sqlite_file: SqliteFile) -> None:
         for number in range(200):
             await write(database, f"{number}", bytes(1_000))
     with sqlite_file.path.open("r+b") as file:
-        file.seek(4_096 * 20)
+        file.seek(-4_096 * 40, os.SEEK_END)  # behind the schema
         file.write(b"\xff" * 4_096 * 40)
     async with opened(sqlite_file) as database:
         with pytest.raises(StorageUnavailable) as raised:

@@ -118,7 +118,11 @@ class LitellmBilling:
         key = self._key_of(profile)
         if key is None:
             raise self._service.not_ready()  # by the server's own provider somebody else would pay
-        return ModelProvider(f"litellm-{profile.id}", f"{self._config.base_url.rstrip('/')}/v1", key)
+        return ModelProvider(_provider_name(profile.id), f"{self._config.base_url.rstrip('/')}/v1", key)
+
+    def provider_name(self, user_id: str) -> str:
+        """Return what a user's provider is called."""
+        return _provider_name(user_id)
 
     # Money -----------------------------------------------------------------------------------------------------------
 
@@ -234,6 +238,10 @@ class LitellmBilling:
 def _alias(user_id: str) -> str:
     """Return a name for a key: LiteLLM takes each but once, so it says nothing but whose the key is."""
     return f"letta-gateway-{user_id}-{random.token_hex(4)}"
+
+
+def _provider_name(user_id: str) -> str:
+    return f"litellm-{user_id}"
 
 
 def _is_user(owner: str) -> bool:

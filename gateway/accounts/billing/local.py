@@ -37,8 +37,15 @@ class LocalBilling:
     async def close_account(self, profile: Profile) -> None:
         """Do nothing: there is nothing to be deleted."""
 
+    async def set_blocked(self, profile: Profile, *, is_blocked: bool) -> None:
+        """Do nothing: the gateway's own door is all there is."""
+
     def provider_of(self, profile: Profile) -> ModelProvider | None:  # noqa: ARG002 - as the protocol has it
         """Return None: agents use the server's own providers."""
+        return None
+
+    def provider_name(self, user_id: str) -> str | None:  # noqa: ARG002 - the same
+        """Return None: the same."""
         return None
 
     async def admit(self, owner: str) -> None:

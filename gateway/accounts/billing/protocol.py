@@ -38,8 +38,16 @@ class Billing(Protocol):
         """Delete what was made; what is not there is no error."""
         ...
 
+    async def set_blocked(self, profile: Profile, *, is_blocked: bool) -> None:
+        """Refuse what the user's agent asks of its model, or take it again; a second time changes nothing."""
+        ...
+
     def provider_of(self, profile: Profile) -> ModelProvider | None:
         """Return the provider by which the user's agent reaches its model; None for the server's own."""
+        ...
+
+    def provider_name(self, user_id: str) -> str | None:
+        """Return what a user's provider is called, whether it is there or not; None where users have none."""
         ...
 
     async def admit(self, owner: str) -> None:

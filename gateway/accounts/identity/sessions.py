@@ -83,7 +83,7 @@ class Sessions:
                 new_token = await self._new_token(connection, session_id)
                 begun = Begun(session_id, session.user_id, session.email, new_token)
             else:
-                await _end(connection, sessions.c.id == session_id)
+                await end_sessions(connection, sessions.c.id == session_id)
         if begun is None:
             self._states.forget(lambda held, _: held == session_id)
             if session is not None:
@@ -105,13 +105,13 @@ class Sessions:
         """End a session of this user; that there is none is no error. Raises ``StorageUnavailable``."""
         try:
             async with self._database.write() as connection:
-                await _end(connection, and_(sessions.c.id == session_id, sessions.c.user_id == user_id))
+                await end_sessions(connection, and_(sessions.c.id == session_id, sessions.c.user_id == user_id))
         finally:
             self._states.forget(lambda held, _: held == session_id)
 
     async def end_all(self, connection: Connection, user_id: str) -> None:
         """End all sessions of a user within a transaction; when that is over, ``forget`` them."""
-        await _end(connection, sessions.c.user_id == user_id)
+        await end_sessions(connection, sessions.c.user_id == user_id)
 
     def forget(self, user_id: str) -> None:
         """Look at the user's sessions again before the next answer."""
@@ -120,7 +120,7 @@ class Sessions:
     async def purge(self, before: float) -> None:
         """Delete the sessions that expired before that time, in UTC seconds; raises ``StorageUnavailable``."""
         async with self._database.write() as connection:
-            await _end(connection, sessions.c.expires_at < before)
+            await end_sessions(connection, sessions.c.expires_at < before)
 
     def _is_token(self, token: str) -> bool:
         is_whole = len(token) == len(PREFIX) + ID + SECRET + CHECK and token.startswith(PREFIX)
@@ -174,7 +174,8 @@ class Sessions:
         return "ended" if row.id is None else "live"
 
 
-async def _end(connection: Connection, which: ColumnElement[bool]) -> None:
+async def end_sessions(connection: Connection, which: ColumnElement[bool]) -> None:
+    """End sessions within a transaction."""
     # Sessions first, as a refresh takes them: in another order the two could wait for each other.
     await connection.execute(select(sessions.c.id).where(which).with_for_update())
     family = select(sessions.c.id).where(which).scalar_subquery()

@@ -97,6 +97,9 @@ async def test_key_is_not_readable_where_it_is_stored(billing: LitellmBilling, a
     assert opened.litellm_key is not None
     assert "sk-" not in opened.litellm_key
     assert "sk-" not in repr(billing.provider_of(opened))
+    provider = billing.provider_of(opened)
+    assert provider is not None
+    assert provider.name == billing.provider_name(ANN)
 
 
 async def test_account_that_is_open_stays(proxy: FakeLitellm, billing: LitellmBilling, ann: Profile) -> None:

@@ -69,6 +69,8 @@ async def test_accounts_need_nothing() -> None:
     billing: Billing = LocalBilling({})
     assert await billing.open_account(PROFILE) is PROFILE
     assert billing.provider_of(PROFILE) is None
+    await billing.set_blocked(PROFILE, is_blocked=True)
+    assert billing.provider_name(PROFILE.id) is None
     assert await billing.spent(PROFILE, "2026-11-20", "2026-11-21") is None
     await billing.admit("anna")
     await billing.set_budget(PROFILE, Budget(0, "day"))

@@ -1,8 +1,13 @@
-"""Requests begin a few at a time: a crowd that comes at once does not hold up the streams that are under way."""
+"""Has requests begin a few at a time: a crowd that comes at once does not hold up the streams that are under way."""
 
 import asyncio
 from collections import deque
 from typing import Final
+
+from aiohttp import web
+
+from gateway.settings import Settings
+from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
 
 PER_ROUND: Final = 4
 """Requests that begin in one round of the event loop: each takes some tenths of a millisecond until it first waits."""
@@ -40,3 +45,19 @@ class Turnstile:
         self._is_turning = self._free < self._per_round
         if self._is_turning:
             loop.call_soon(self._turn, loop)
+
+
+def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
+    """Return the middleware."""
+    _ = config, settings
+    turnstile = Turnstile()
+
+    @web.middleware
+    async def pace(request: web.Request, handler: Handler) -> web.StreamResponse:
+        await turnstile.enter()
+        return await handler(request)
+
+    return pace
+
+
+middleware = Middleware("pace", NoConfig, build)

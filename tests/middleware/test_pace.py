@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from gateway.server.turnstile import Turnstile
+from middleware.pace import Turnstile
 
 
 def busy(seconds: float) -> None:
