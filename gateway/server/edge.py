@@ -19,6 +19,7 @@ ANYBODY: Final = keys.Caller("local")
 
 def first_middleware(trusted: TrustedNetworks) -> AiohttpMiddleware:
     """Return what stands before the chain: it makes the places in which the chain and handlers leave word."""
+
     @web.middleware
     async def first(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[keys.NOTES] = keys.RequestNotes(client=trusted.client_of(request))

@@ -9,14 +9,12 @@ import pytest
 from gateway.errors import AgentGone, InternalError, InvalidRequest, MemoryNotFound, ModelNotFound, UpstreamRejected
 from gateway.letta.backend import PERSONAL_TAG, Agent, AgentBackend, AgentSpec, MemoryBlock, ModelProvider
 from gateway.letta.catalog import Catalog
-from gateway.letta.demo_model import MODEL, RunningDemoModel
-from gateway.letta.rest import RestBackend
+from gateway.letta.demo_model import RunningDemoModel
 from gateway.tasks import TaskSet
 from gateway.translation.agent_turn import AgentTurn, Text, UserSaid
 from tests.letta.batches import heard
 from tests.live.dying_turn import backend_of
 from tests.live.letta_server import LettaServer
-from tests.live.model_thread import demo_model_in_thread
 
 SETTLED = 5.0
 HUMAN = MemoryBlock("human", "The human is Ann.", "What is known of the human.")
@@ -156,6 +154,14 @@ async def test_tools_that_the_server_lacks_are_left_out(backend: AgentBackend, l
     await backend.delete_agent(made.id)
 
 
+async def test_provider_where_the_server_takes_none(backend: AgentBackend, model: RunningDemoModel) -> None:
+    if backend.capabilities.providers:
+        pytest.skip("it takes them: see test_providers.py")
+    with pytest.raises(InternalError):
+        await backend.create_agent(spec_of("ann", provider=ModelProvider("test-ann", model.base_url, "key")))
+    await backend.delete_provider("nobody's")
+
+
 async def test_text_that_is_longer_than_its_block(backend: AgentBackend, letta: LettaServer) -> None:
     spec = AgentSpec(name="short", blocks=(MemoryBlock("human", "", limit=5),))
     made = await backend.create_agent(spec)
@@ -165,56 +171,3 @@ async def test_text_that_is_longer_than_its_block(backend: AgentBackend, letta: 
             await backend.write_memory(made.id, "human", "123456")
         assert (await backend.memory(made.id))[0].value == "12345"
     await backend.delete_agent(made.id)
-
-
-async def test_deleted_provider_leaves_the_others_their_models(backend: AgentBackend) -> None:
-    """A model of one name stands under one provider of the server, mostly the first, who stays without a key."""
-    if not isinstance(backend, RestBackend):
-        await backend.delete_provider("nobody's")
-        return
-    with demo_model_in_thread() as proxy:
-        users = [f"test-{uuid.uuid4()}" for _ in range(3)]
-        specs = [spec_of(user, model=MODEL, provider=ModelProvider(user, proxy.base_url, "key")) for user in users]
-        first, second = [await backend.create_agent(spec) for spec in specs[:2]]
-        offered = await backend._agents._models(users[0])
-        kept = [users[0]] if offered else []
-        await backend.delete_agent(first.id)
-        for _ in range(2):
-            await backend.delete_provider(users[0])
-        assert await backend._agents._models(users[0]) == offered
-        await say(backend, second, "hello")
-        backend._agents._found.clear()
-        third = await backend.create_agent(specs[2])
-        await say(backend, third, "hello")
-        assert len(proxy.requests) == 2
-        assert [await names_of(backend, user) for user in users] == [kept, users[1:2], users[2:]]
-        for agent in (second, third):
-            await backend.delete_agent(agent.id)
-        for user in users[1:]:
-            await backend.delete_provider(user)
-        assert [await names_of(backend, user) for user in users] == [kept, [], []]
-
-
-async def names_of(backend: RestBackend, name: str) -> list[str]:
-    """Return the providers of this name."""
-    return [row.name for row in await backend._agents._providers(name)]
-
-
-async def test_provider_of_its_own_answers_for_each_agent(backend: AgentBackend, model: RunningDemoModel) -> None:
-    if not backend.capabilities.providers:
-        with pytest.raises(InternalError):
-            await backend.create_agent(spec_of("ann", provider=ModelProvider("test-ann", model.base_url, "key")))
-        return
-    with demo_model_in_thread() as anns, demo_model_in_thread() as bobs:
-        made = []
-        for user, theirs in (("ann", anns), ("bob", bobs), ("bob", bobs)):
-            provider = ModelProvider(f"test-{user}", theirs.base_url, f"key-of-{user}")
-            made.append(await backend.create_agent(spec_of(user, model=MODEL, provider=provider)))
-        before = len(model.requests)
-        for agent, theirs in zip(made, (anns, bobs, bobs), strict=True):
-            asked = len(theirs.requests)
-            await say(backend, agent, "hello")
-            assert len(theirs.requests) == asked + 1
-        assert len(model.requests) == before
-        for agent in made:
-            await backend.delete_agent(agent.id)
