@@ -87,6 +87,9 @@ def stored(v1: V1Server, agent: Agent) -> list[str]:
 async def test_a_cancelled_turn_ends_without_done_and_leaves_nothing_behind(
     v1: V1Server, agent: Agent, http: aiohttp.ClientSession, demo_model: RunningDemoModel
 ) -> None:
+    async with asyncio.timeout(20):
+        while demo_model.recorder.live:  # answers to tests before this one  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     aborted = demo_model.recorder.aborted
     frames: list[Frame | str] = []
     cancelled_at = 0.0

@@ -230,6 +230,8 @@ def running_v1(
         home.mkdir()
         settings = {
             **server_environment(database, home),
+            # It makes some 25 connections for a turn otherwise, and one that hangs stops it for a minute.
+            "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
             "OPENAI_API_KEY": "demo",
             "OPENAI_API_BASE": model_base_url,
             **(environment or {}),
