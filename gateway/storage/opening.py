@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.storage import connections, failures, schema
+from gateway.storage import connections, failures, stamp
 from gateway.storage.address import Address, PostgresServer, SqliteFile
 from gateway.storage.failures import StorageFailed
 
@@ -58,7 +58,10 @@ async def migrate(engine: AsyncEngine, address: Address) -> None:
     with _explained(address):
         async with asyncio.timeout(MIGRATION), engine.connect() as raw:
             await raw.execution_options(**{connections.WRITES: True})
-            await raw.run_sync(schema.upgrade)
+            if await raw.run_sync(stamp.current) != stamp.NEWEST:
+                from gateway.storage import schema  # noqa: PLC0415 - at most starts there is nothing to do
+
+                await raw.run_sync(schema.upgrade)
             await raw.commit()
 
 
@@ -66,7 +69,7 @@ async def revision(engine: AsyncEngine, address: Address) -> str | None:
     """Return which schema the database has; raises ``StorageFailed``."""
     with _explained(address):
         async with asyncio.timeout(MIGRATION), engine.connect() as raw:
-            return await raw.run_sync(schema.current)
+            return await raw.run_sync(stamp.current)
 
 
 @contextmanager

@@ -4,11 +4,11 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from gateway.storage.failures import StorageFailed
+from gateway.storage.stamp import current
 
 _ONE_AT_A_TIME: Final = 7_011_873_451
 """A number of our own among PostgreSQL's advisory locks."""
@@ -28,11 +28,6 @@ def upgrade(connection: Connection) -> None:
             f"the database's schema {found} was made by a newer gateway: run that version, or restore a backup."
         )
     command.upgrade(config, "head")
-
-
-def current(connection: Connection) -> str | None:
-    """Return the revision that the database is at; None where it is empty."""
-    return MigrationContext.configure(connection).get_current_revision()
 
 
 def newest() -> str | None:
