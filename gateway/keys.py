@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 import msgspec
 from aiohttp import web
 
-from gateway.accounts import credentials
+from gateway.accounts import credentials, user_keys
 from gateway.accounts.agents import PersonalAgents
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.blocking import Blocking
@@ -32,6 +32,8 @@ from gateway.settings import Settings
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 
+PERSONAL_KEY: Final = user_keys.PREFIX
+"""What users' personal keys begin with."""
 Access = Literal["api", "open", "operator", "user", "admin"]
 """Who may call a route: holders of an API key, everybody, the operator and trusted networks, users by an access token,
 or the operator by the operator key alone."""

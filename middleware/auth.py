@@ -21,10 +21,6 @@ from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
 OWNER_DIGITS: Final = 12
 
 
-PERSONAL: Final = "sk-lg-"
-"""What users' personal keys begin with."""
-
-
 def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
     """Return the middleware."""
     _ = config
@@ -61,7 +57,7 @@ def api_door(api_keys: tuple[str, ...]) -> Door:
 
     async def door(request: web.Request) -> keys.Caller | None:
         given = credential(request)
-        if given is not None and given.startswith(PERSONAL):
+        if given is not None and given.startswith(keys.PERSONAL_KEY):
             caller = await request.app[keys.CREDENTIALS].caller_of_key(given)
             if caller is None:
                 raise AuthenticationFailed

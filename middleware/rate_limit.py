@@ -1,6 +1,5 @@
 """Holds every API key, and every client address, to the configured number of requests."""
 
-import ipaddress
 import math
 import time
 from typing import Final
@@ -11,16 +10,13 @@ from limits.aio.storage.memory import Entry, MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from gateway import keys
+from gateway.client_block import client_block
 from gateway.errors import RateLimited
 from gateway.settings import Settings
 from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
 
 LIMITED: Final = frozenset({"api", "user"})
 """Whose routes are limited: those that come by a credential; the others have limits of their own, or need none."""
-IPV6_PREFIX: Final = 64
-"""Bits of an IPv6 address that are one client: whoever has one address has its whole /64."""
-
-
 FORGET: Final = 10.0
 """Seconds between two looks for clients whose windows are over."""
 
@@ -82,20 +78,10 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
 
 
 def _buckets(notes: keys.RequestNotes) -> list[str]:
-    buckets = [f"address:{_block(notes.client or '')}"]
+    buckets = [f"address:{client_block(notes.client or '')}"]
     if notes.owner is not None:
         buckets.insert(0, notes.owner)
     return buckets
-
-
-def _block(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
-    return address
 
 
 async def _tell(

@@ -5,19 +5,16 @@ logged in lately has a count of its own: failures from elsewhere do not hold it 
 Counts are kept in memory: each gateway has its own, and begins anew with every start.
 """
 
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from gateway.accounts.errors import TooManyAttempts
-
-IPV6_PREFIX: Final = 64
-"""Bits of an IPv6 address that are one client: whoever has one address has its whole /64."""
+from gateway.client_block import client_block
 
 Key: TypeAlias = tuple[str, ...]
 
@@ -164,7 +161,7 @@ class LoginGuard:
         if address is None:
             yield Attempt()
             return
-        pair = (account, client_of(address))
+        pair = (account, client_block(address))
         counts = self._begin(self._counts_of(pair))
         attempt = Attempt()
         try:
@@ -177,13 +174,13 @@ class LoginGuard:
 
     def registration(self, address: str) -> None:
         """Count a registration; raises ``TooManyAttempts``."""
-        self._end(self._begin([(self._registrations, (client_of(address),))]), is_failure=True)
+        self._end(self._begin([(self._registrations, (client_block(address),))]), is_failure=True)
 
     def knows(self, account: str, address: str) -> None:
         """Remember that a user has been let in from this address."""
         if not address:
             return  # behind a proxy that does not say for whom it asks
-        pair = (account, client_of(address))
+        pair = (account, client_block(address))
         self._known.pop(pair, None)
         self._known[pair] = self._clock() + self._config.acquaintance
         while len(self._known) > self._config.entries:
@@ -225,14 +222,3 @@ class LoginGuard:
 
 
 Shares: TypeAlias = list[tuple[Counts, Key]]
-
-
-def client_of(address: str) -> str:
-    """Return what counts as one client of an address: an IPv6 network, or the address itself."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
-        return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
-    return address

@@ -15,6 +15,7 @@ from sqlalchemy import Column, Row, delete, or_, select, update
 from gateway.accounts.agents import PersonalAgents
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.errors import DeletionUnfinished
+from gateway.accounts.history import delete_messages
 from gateway.accounts.identity.protocol import IdentityProvider
 from gateway.accounts.identity.sessions import end_sessions
 from gateway.accounts.profiles import Profiles
@@ -44,8 +45,6 @@ PATIENCE: Final = 60.0
 """Seconds after which a sweep takes over what was begun."""
 AT_ONCE: Final = 20
 """Users whom one sweep sees to."""
-BATCH: Final = 10_000
-"""Messages that one transaction deletes."""
 
 CREDENTIALS: Final[tuple[Column[Any], ...]] = (user_keys.c.user_id, passwords.c.user_id)
 """By what a user comes in, besides sessions."""
@@ -137,7 +136,7 @@ class Deletion:
     async def _finish(self, user_id: str) -> None:
         """Delete what there still is; the profile last, once nobody else keeps anything of the user."""
         failures = [failure async for failure in self._failures(user_id)]
-        await self._delete_messages(user_id)
+        await delete_messages(self._database, messages.c.user_id == user_id)
         async with self._database.write() as connection:
             await _delete_credentials(connection, user_id)
             for column in BELONGINGS:
@@ -168,14 +167,6 @@ class Deletion:
     async def _note(self, user_id: str) -> Row[Any] | None:
         async with self._database.read() as connection:
             return (await connection.execute(select(deletions).where(deletions.c.user_id == user_id))).one_or_none()
-
-    async def _delete_messages(self, user_id: str) -> None:
-        """Delete messages some at a time: all of them at once may take longer than a statement may."""
-        some = select(messages.c.position).where(messages.c.user_id == user_id).limit(BATCH).scalar_subquery()
-        while True:
-            async with self._database.write() as connection:
-                if (await connection.execute(delete(messages).where(messages.c.position.in_(some)))).rowcount < BATCH:
-                    return
 
     async def _drop_note(self, user_id: str) -> None:
         async with self._database.write() as connection:

@@ -178,11 +178,7 @@ class History:
             last = (await connection.execute(newest)).scalar_one()
         if last is None:
             return
-        some = select(place).where(messages.c.user_id == user_id, place <= last).limit(DELETED)
-        deleted = DELETED
-        while deleted == DELETED:
-            async with self._database.write() as connection:
-                deleted = (await connection.execute(delete(messages).where(place.in_(some)))).rowcount
+        await delete_messages(self._database, and_(messages.c.user_id == user_id, place <= last))
 
     async def reconcile(self) -> int:
         """Call ``interrupted`` what was running in gateways that are no more; return how many answers that were."""
@@ -213,6 +209,15 @@ class History:
             "created_at": message.created_at,
             "ended_at": message.ended_at,
         }
+
+
+async def delete_messages(database: Database, concerned: ColumnElement[bool]) -> None:
+    """Delete messages some at a time: all of them at once may take longer than a statement may."""
+    some = select(messages.c.position).where(concerned).limit(DELETED).scalar_subquery()
+    deleted = DELETED
+    while deleted == DELETED:
+        async with database.write() as connection:
+            deleted = (await connection.execute(delete(messages).where(messages.c.position.in_(some)))).rowcount
 
 
 # Statements ----------------------------------------------------------------------------------------------------------

@@ -1,24 +1,21 @@
 """``GET /v1/models``: every agent is a model."""
 
-from typing import Final
-
 import msgspec
 from aiohttp import web
 
 from gateway import keys
 from gateway.errors import AgentGone, ModelNotFound
 from gateway.handlers.agents import agent_of, agents_of, forget
+from gateway.handlers.json_answers import json_answer
 from gateway.letta.backend import Agent
 from gateway.translation.openai_types import LettaAgent, Model, ModelList
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 async def list_models(request: web.Request) -> web.Response:
     """Answer the agents that the caller sees, as models."""
     agents = await agents_of(request.app, request[keys.CALLER])
     data = [_model(model, agent) for model, agent in agents.items()]
-    return web.Response(body=_encode(ModelList("list", data)), content_type="application/json")
+    return json_answer(ModelList("list", data))
 
 
 async def retrieve(request: web.Request) -> web.Response:
@@ -32,7 +29,7 @@ async def retrieve(request: web.Request) -> web.Response:
         raise ModelNotFound(model) from error
     letta = LettaAgent(agent.id, details.description, details.model, details.tools)
     answer = msgspec.structs.replace(_model(model, agent), letta=letta)
-    return web.Response(body=_encode(answer), content_type="application/json")
+    return json_answer(answer)
 
 
 def _model(model: str, agent: Agent) -> Model:

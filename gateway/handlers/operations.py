@@ -1,16 +1,15 @@
 """What an operator and the machinery around a process ask: alive, ready, figures."""
 
 import asyncio
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 from aiohttp import web
 
 from gateway import keys
+from gateway.handlers.json_answers import json_answer
 from gateway.letta.probe import Health
 from gateway.metrics import CONTENT_TYPE
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class Dependency(msgspec.Struct, omit_defaults=True):
@@ -61,7 +60,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 def _readiness(readiness: Readiness) -> web.Response:
     status = 200 if readiness.status == "ready" else 503
-    return web.Response(body=_encode(readiness), status=status, content_type="application/json")
+    return json_answer(readiness, status=status)
 
 
 def _dependency(health: Health) -> Dependency:

@@ -13,6 +13,7 @@ from gateway.accounts.errors import UserNotFound
 from gateway.accounts.profiles import Budget, Profile
 from gateway.accounts.registration import checked_name
 from gateway.errors import InvalidRequest
+from gateway.handlers.json_answers import json_answer
 from gateway.handlers.queries import query_of
 from gateway.translation.field_errors import decoded
 from gateway.translation.platform_types import MICROS
@@ -51,7 +52,6 @@ class UserChange(msgspec.Struct, frozen=True):
     budget: BudgetChange | UnsetType | None = UNSET
 
 
-_encode: Final = msgspec.json.Encoder().encode
 _ACCOUNTS: Final = msgspec.json.Decoder(NewUserAccount)
 _CHANGES: Final = msgspec.json.Decoder(UserChange)
 
@@ -62,7 +62,7 @@ async def list_users(request: web.Request) -> web.Response:
     found = await request.app[keys.PROFILES].page(query.cursor, query.limit + 1, query.search)
     shown = found[: query.limit]
     cursor = shown[-1].id if len(found) > query.limit else None
-    return _answer(AdminUserPage(tuple(admin_user(profile) for profile in shown), cursor))
+    return json_answer(AdminUserPage(tuple(admin_user(profile) for profile in shown), cursor))
 
 
 async def create_user(request: web.Request) -> web.Response:
@@ -70,13 +70,15 @@ async def create_user(request: web.Request) -> web.Response:
     asked = decoded(_ACCOUNTS, await request[keys.BODY].read())
     profile, _ = await request.app[keys.REGISTRATION].create(asked.email, asked.password, asked.name, None)
     if profile is None:
-        return _answer(ConfirmationAnswer("The user is to open the link in the e-mail that was sent to them."), 202)
-    return _answer(admin_user(profile), 201)
+        return json_answer(
+            ConfirmationAnswer("The user is to open the link in the e-mail that was sent to them."), status=202
+        )
+    return json_answer(admin_user(profile), status=201)
 
 
 async def retrieve_user(request: web.Request) -> web.Response:
     """Answer one user."""
-    return _answer(admin_user(await user_of(request)))
+    return json_answer(admin_user(await user_of(request)))
 
 
 async def change_user(request: web.Request) -> web.Response:
@@ -88,7 +90,7 @@ async def change_user(request: web.Request) -> web.Response:
     if not isinstance(budget, UnsetType):
         await request.app[keys.BILLING].set_budget(profile, budget)
     changed = await request.app[keys.PROFILES].change(profile.id, name=name, budget=budget)
-    return _answer(admin_user(_found(changed)))
+    return json_answer(admin_user(_found(changed)))
 
 
 async def delete_user(request: web.Request) -> web.Response:
@@ -100,12 +102,12 @@ async def delete_user(request: web.Request) -> web.Response:
 
 async def block_user(request: web.Request) -> web.Response:
     """Keep a user out: their sessions end, and neither password, token nor key lets them in."""
-    return _answer(admin_user(await request.app[keys.BLOCKING].block(await user_of(request))))
+    return json_answer(admin_user(await request.app[keys.BLOCKING].block(await user_of(request))))
 
 
 async def unblock_user(request: web.Request) -> web.Response:
     """Let a user in again; the sessions of before stay ended."""
-    return _answer(admin_user(await request.app[keys.BLOCKING].unblock(await user_of(request))))
+    return json_answer(admin_user(await request.app[keys.BLOCKING].unblock(await user_of(request))))
 
 
 async def user_of(request: web.Request) -> Profile:
@@ -129,7 +131,3 @@ def _budget(asked: BudgetChange | None) -> Budget | None:
             param="budget.amount",
         )
     return Budget(int(amount * MICROS), asked.period)
-
-
-def _answer(answer: msgspec.Struct, status: int = 200) -> web.Response:
-    return web.Response(body=_encode(answer), status=status, content_type="application/json")

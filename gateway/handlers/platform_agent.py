@@ -10,6 +10,7 @@ from gateway.accounts.answers import AgentAnswer, AgentStatus, MemoryAnswer, Mem
 from gateway.accounts.errors import AgentMissing, InvalidToken
 from gateway.accounts.profiles import Profile
 from gateway.errors import AgentGone, InvalidRequest
+from gateway.handlers.json_answers import json_answer
 from gateway.letta.backend import MemoryBlock
 from gateway.translation.content import storable
 from gateway.translation.field_errors import decoded
@@ -24,13 +25,12 @@ class MemoryChange(msgspec.Struct, frozen=True):
     value: str
 
 
-_encode: Final = msgspec.json.Encoder().encode
 _CHANGES: Final = msgspec.json.Decoder(MemoryChange)
 
 
 async def status(request: web.Request) -> web.Response:
     """Answer whether the user has an agent, and what it is."""
-    return _answer(await _status(request, await profile_of(request)))
+    return json_answer(await _status(request, await profile_of(request)))
 
 
 async def memory(request: web.Request) -> web.Response:
@@ -40,7 +40,7 @@ async def memory(request: web.Request) -> web.Response:
         blocks = await request.app[keys.BACKEND].memory(agent_id)
     except AgentGone as error:
         raise AgentMissing from error
-    return _answer(MemoryAnswer(tuple(_block(block) for block in blocks)))
+    return json_answer(MemoryAnswer(tuple(_block(block) for block in blocks)))
 
 
 async def write_memory(request: web.Request) -> web.Response:
@@ -53,13 +53,13 @@ async def write_memory(request: web.Request) -> web.Response:
         block = await request.app[keys.BACKEND].write_memory(agent_id, label, storable(change.value, "value"))
     except AgentGone as error:
         raise AgentMissing from error
-    return _answer(_block(block))
+    return json_answer(_block(block))
 
 
 async def reset(request: web.Request) -> web.Response:
     """Give the user a fresh agent, which remembers nothing, and delete the one before; the history stays."""
     profile = await request.app[keys.PERSONAL_AGENTS].reset(await profile_of(request))
-    return _answer(await _status(request, profile))
+    return json_answer(await _status(request, profile))
 
 
 async def profile_of(request: web.Request) -> Profile:
@@ -100,7 +100,3 @@ async def _status(request: web.Request, profile: Profile) -> AgentStatus:
 
 def _block(block: MemoryBlock) -> MemoryBlockAnswer:
     return MemoryBlockAnswer(block.label, block.value, block.description, block.limit, block.is_read_only)
-
-
-def _answer(answer: msgspec.Struct) -> web.Response:
-    return web.Response(body=_encode(answer), content_type="application/json")

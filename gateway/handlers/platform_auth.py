@@ -10,6 +10,7 @@ from gateway.accounts.answers import ConfirmationAnswer, session_answer
 from gateway.accounts.errors import AccountBlocked, InvalidToken
 from gateway.accounts.identity.protocol import Tokens, Verified
 from gateway.accounts.profiles import Profile
+from gateway.handlers.json_answers import json_answer
 from gateway.handlers.platform_agent import profile_of, user_of
 from gateway.translation.field_errors import decoded
 
@@ -51,7 +52,6 @@ class PasswordChange(msgspec.Struct, frozen=True):
     new_password: str
 
 
-_encode: Final = msgspec.json.Encoder().encode
 _NEW_ACCOUNTS: Final = msgspec.json.Decoder(NewAccount)
 _LOGINS: Final = msgspec.json.Decoder(Login)
 _REFRESHES: Final = msgspec.json.Decoder(Refresh)
@@ -66,7 +66,7 @@ async def register(request: web.Request) -> web.Response:
     profile, tokens = await registration.register(asked.email, asked.password, asked.name, _client_of(request))
     if profile is None or tokens is None:
         message = "Open the link in the e-mail that was sent to you, then log in."
-        return _answer(ConfirmationAnswer(message), status=202)
+        return json_answer(ConfirmationAnswer(message), status=202)
     return await _session(request, profile, tokens, status=201)
 
 
@@ -106,7 +106,7 @@ async def change_password(request: web.Request) -> web.Response:
 
 async def me(request: web.Request) -> web.Response:
     """Answer who the access token is for."""
-    return _answer(await user_of(request, await profile_of(request)))
+    return json_answer(await user_of(request, await profile_of(request)))
 
 
 async def jwks(request: web.Request) -> web.Response:
@@ -132,8 +132,4 @@ async def _session(request: web.Request, profile: Profile, tokens: Tokens, *, st
     if profile.is_blocked:
         raise AccountBlocked
     request[keys.NOTES].owner = profile.id
-    return _answer(session_answer(await user_of(request, profile), tokens), status=status)
-
-
-def _answer(body: msgspec.Struct, *, status: int = 200) -> web.Response:
-    return web.Response(body=_encode(body), status=status, content_type="application/json")
+    return json_answer(session_answer(await user_of(request, profile), tokens), status=status)

@@ -15,6 +15,7 @@ from gateway.accounts.history import Ended, Exchange, History, new_exchange
 from gateway.conversations.chats import ChatTurn
 from gateway.errors import GatewayError, StorageUnavailable
 from gateway.handlers.answering import Asked, answer, identity_of, taken_apart
+from gateway.handlers.json_answers import json_answer
 from gateway.handlers.keeping import AnswerEnd
 from gateway.handlers.queries import query_of
 from gateway.tasks import TaskSet
@@ -74,7 +75,7 @@ async def history(request: web.Request) -> web.Response:
     """Answer the user's messages, newest first; ``next_cursor`` leads to older ones."""
     query = query_of(request, HistoryQuery)
     page = await request.app[keys.HISTORY].page(_user_of(request), query.cursor, query.limit)
-    return web.Response(body=_encode(page), content_type="application/json")
+    return json_answer(page)
 
 
 async def delete_history(request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ from gateway.accounts.profiles import Profile
 from gateway.accounts.usage import Days
 from gateway.accounts.usage_answers import all_usage_answer, usage_answer
 from gateway.errors import GatewayError
+from gateway.handlers.json_answers import json_answer
 from gateway.handlers.platform_admin import user_of
 from gateway.handlers.platform_agent import profile_of
 from gateway.handlers.queries import query_of
@@ -22,7 +23,6 @@ USUAL_DAYS: Final = 30
 OWNERS: Final = 100
 """Owners whom the operator is shown."""
 
-_encode: Final = msgspec.json.Encoder().encode
 _log: Final = structlog.get_logger("gateway.accounts")
 
 
@@ -47,7 +47,7 @@ async def all_usage(request: web.Request) -> web.Response:
     """Answer what all turns took together, and who spent the most."""
     days, reports = days_of(request), request.app[keys.USAGE]
     totals, owners = await reports.totals(days), await reports.top_owners(days, OWNERS)
-    return _answer(all_usage_answer(days.first, days.last, totals, owners))
+    return json_answer(all_usage_answer(days.first, days.last, totals, owners))
 
 
 def days_of(request: web.Request) -> Days:
@@ -67,7 +67,7 @@ def _days_before(last: str) -> str:
 async def _usage(request: web.Request, profile: Profile) -> web.Response:
     days = days_of(request)
     report = await request.app[keys.USAGE].report(profile.id, days)
-    return _answer(usage_answer(report, await _billed(request, profile, days)))
+    return json_answer(usage_answer(report, await _billed(request, profile, days)))
 
 
 async def _billed(request: web.Request, profile: Profile, days: Days) -> Spent | None:
@@ -77,7 +77,3 @@ async def _billed(request: web.Request, profile: Profile, days: Days) -> Spent |
     except GatewayError as error:
         _log.warning("biller's figures left out", code=error.code)
         return None
-
-
-def _answer(answer: msgspec.Struct) -> web.Response:
-    return web.Response(body=_encode(answer), content_type="application/json")

@@ -13,6 +13,7 @@ from gateway.accounts.errors import InvalidToken, UserKeyNotFound
 from gateway.accounts.profiles import MAX_METADATA
 from gateway.accounts.registration import checked_name
 from gateway.errors import GatewayError, InvalidRequest
+from gateway.handlers.json_answers import json_answer
 from gateway.handlers.platform_agent import profile_of, user_of
 from gateway.translation.field_errors import decoded
 
@@ -38,7 +39,7 @@ _log: Final = structlog.get_logger("gateway.accounts")
 
 async def profile(request: web.Request) -> web.Response:
     """Answer the user's profile."""
-    return _answer(await user_of(request, await profile_of(request)))
+    return json_answer(await user_of(request, await profile_of(request)))
 
 
 async def change_profile(request: web.Request) -> web.Response:
@@ -49,7 +50,7 @@ async def change_profile(request: web.Request) -> web.Response:
     changed = await request.app[keys.PROFILES].change((await profile_of(request)).id, name=name, metadata=metadata)
     if changed is None:
         raise InvalidToken
-    return _answer(await user_of(request, changed))
+    return json_answer(await user_of(request, changed))
 
 
 async def export(request: web.Request) -> web.StreamResponse:
@@ -82,14 +83,14 @@ async def delete(request: web.Request) -> web.Response:
 async def list_keys(request: web.Request) -> web.Response:
     """Answer the user's personal API keys, newest first, without what is secret of them."""
     found = await request.app[keys.USER_KEYS].list((await profile_of(request)).id)
-    return _answer(KeysAnswer(tuple(key_answer(key) for key in found)))
+    return json_answer(KeysAnswer(tuple(key_answer(key) for key in found)))
 
 
 async def create_key(request: web.Request) -> web.Response:
     """Make a personal API key for the OpenAI surface: it is shown this once."""
     asked = decoded(_KEYS, await request[keys.BODY].read())
     key, plaintext = await request.app[keys.USER_KEYS].make((await profile_of(request)).id, asked.name)
-    return _answer(new_key_answer(key, plaintext), 201)
+    return json_answer(new_key_answer(key, plaintext), status=201)
 
 
 async def delete_key(request: web.Request) -> web.Response:
@@ -107,7 +108,3 @@ def _metadata(given: dict[str, msgspec.Raw]) -> bytes:
     if len(metadata) > MAX_METADATA:
         raise InvalidRequest(f"'metadata' is longer than {MAX_METADATA} bytes of JSON: shorten it.", param="metadata")
     return metadata
-
-
-def _answer(answer: msgspec.Struct, status: int = 200) -> web.Response:
-    return web.Response(body=_encode(answer), status=status, content_type="application/json")

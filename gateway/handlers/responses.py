@@ -13,6 +13,7 @@ from gateway.conversations.chats import ChatTurn
 from gateway.conversations.responses import StoredResponse
 from gateway.errors import GatewayError, InvalidRequest, ResponseNotFound
 from gateway.handlers.answering import Asked, answer, identity_of, owner_of, taken_apart
+from gateway.handlers.json_answers import json_answer
 from gateway.handlers.keeping import AnswerEnd
 from gateway.translation.ask import Ask
 from gateway.translation.responses_answer import ResponseAnswer, response_of
@@ -27,8 +28,6 @@ LONGEST_CHAIN: Final = 500
 """Responses that one may follow, each the one before."""
 
 Translation = TypeVar("Translation", ResponsesStream, ResponseAnswer)
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 async def create(request: web.Request) -> web.StreamResponse:
@@ -61,7 +60,7 @@ async def retrieve(request: web.Request) -> web.Response:
 async def list_input_items(request: web.Request) -> web.Response:
     """Answer what a stored response was asked with."""
     stored = await _stored(request)
-    return web.Response(body=_encode(listed(stored.input_items)), content_type="application/json")
+    return json_answer(listed(stored.input_items))
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -69,7 +68,7 @@ async def delete(request: web.Request) -> web.Response:
     response_id = request.match_info["response"]
     if not await request.app[keys.RESPONSES].delete(owner_of(request), response_id):
         raise ResponseNotFound(response_id)
-    return web.Response(body=_encode(DeletedResponse(response_id)), content_type="application/json")
+    return json_answer(DeletedResponse(response_id))
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.accounts.brute_force import Counts, GuardConfig, LoginGuard, Pace, client_of
+from gateway.accounts.brute_force import Counts, GuardConfig, LoginGuard, Pace
 from gateway.accounts.errors import TooManyAttempts
 from tests.accounts.identities import Clock
 
@@ -271,20 +271,6 @@ def test_memory_is_bounded_under_a_flood_of_names(clock: Clock) -> None:
         fail(guard, f"user {number}", f"10.0.{number >> 8}.{number & 255}")
         guard.knows(f"user {number}", "203.0.113.7")
     assert len(guard._accounts) == len(guard._addresses) == len(guard._pairs) == len(guard._known) == 100
-
-
-@pytest.mark.parametrize(
-    ("address", "client"),
-    [
-        ("203.0.113.7", "203.0.113.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("::ffff:203.0.113.7", "::ffff:203.0.113.7"),
-        ("", ""),
-        ("session 1", "session 1"),
-    ],
-)
-def test_what_is_one_client(address: str, client: str) -> None:
-    assert client_of(address) == client
 
 
 @given(st.lists(st.tuples(st.sampled_from(["begin", "fail", "succeed", "pass"]), st.floats(0, 100)), max_size=60))

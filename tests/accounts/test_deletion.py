@@ -233,7 +233,7 @@ async def test_somebody_who_never_was(world: World) -> None:
 
 
 async def test_more_messages_than_one_transaction_takes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.accounts.deletion.BATCH", 3)
+    monkeypatch.setattr("gateway.accounts.history.DELETED", 3)
     async with world.database.write() as connection:
         await add_messages(connection, world.ann, 10)
     await world.deletion().delete(world.ann)

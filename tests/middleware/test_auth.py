@@ -5,7 +5,7 @@ import pytest
 
 from gateway import keys
 from gateway.errors import AuthenticationFailed, StorageUnavailable
-from middleware.auth import OPERATOR, PERSONAL, KeyRing, holds
+from middleware.auth import OPERATOR, KeyRing, holds
 from tests.handlers.platforms import ANN, BEN, KnownCallers, Platform, agent_of, key, platform, token
 from tests.server.running import FRIEND, Running, serving, settings
 from tests.server.wire import Headers
@@ -271,23 +271,26 @@ async def users() -> AsyncIterator[Platform]:
 
 @pytest.mark.parametrize("user", [ANN, BEN])
 async def test_personal_key_opens_the_openai_surface(users: Platform, user: str) -> None:
-    for headers in (key(user), {"X-Api-Key": f"{PERSONAL}{user}"}):
+    for headers in (key(user), {"X-Api-Key": f"{keys.PERSONAL_KEY}{user}"}):
         answer = await users.ask("GET", "/v1/models", headers)
         assert (answer.status, [model["id"] for model in answer.json()["data"]]) == (200, [agent_of(user).name])
 
 
-@pytest.mark.parametrize("given", [PERSONAL, f"{PERSONAL}nobody", f"{PERSONAL}sk-one", f"{PERSONAL}{ANN}x"])
+@pytest.mark.parametrize(
+    "given",
+    [keys.PERSONAL_KEY, f"{keys.PERSONAL_KEY}nobody", f"{keys.PERSONAL_KEY}sk-one", f"{keys.PERSONAL_KEY}{ANN}x"],
+)
 async def test_personal_key_that_is_nobodys(users: Platform, given: str) -> None:
     answer = await users.ask("GET", "/v1/models", {"Authorization": f"Bearer {given}"})
     assert (answer.status, answer.code) == (401, "invalid_api_key")
-    assert given.encode() not in answer.body or given == PERSONAL
+    assert given.encode() not in answer.body or given == keys.PERSONAL_KEY
 
 
 async def test_personal_key_that_is_nobodys_where_anybody_may_ask() -> None:
     """Whoever says who they are is not somebody else because of a slip of the pen."""
     async with platform() as gateway:
         assert (await gateway.ask("GET", "/v1/models", {"X-Api-Key": "anything"})).status == 200
-        assert (await gateway.ask("GET", "/v1/models", {"X-Api-Key": f"{PERSONAL}nobody"})).status == 401
+        assert (await gateway.ask("GET", "/v1/models", {"X-Api-Key": f"{keys.PERSONAL_KEY}nobody"})).status == 401
         answer = await gateway.ask("GET", "/v1/models", key(ANN))
         assert [model["id"] for model in answer.json()["data"]] == [agent_of(ANN).name]
 

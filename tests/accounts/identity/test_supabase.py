@@ -403,11 +403,11 @@ async def test_id_of_a_user_is_no_path(server: RecordedService, identity: Supaba
 async def test_blocked_user_is_banned_and_their_sessions_end(
     server: RecordedService, identity: SupabaseIdentity
 ) -> None:
-    server.on("PUT", ADMIN, Sample(200, {"id": USER}, {"Date": formatdate(time.time() + 1, usegmt=True)}))
+    server.on("PUT", ADMIN, Sample(200, {"id": USER}, {"Date": formatdate(usegmt=True)}))
     await identity.set_blocked(USER, is_blocked=True)
     assert server.asked("PUT", ADMIN)[0].json() == {"ban_duration": "876000h"}
     with pytest.raises(InvalidToken):
-        await identity.verify(by_secret())
+        await identity.verify(by_secret(iat=int(time.time()) - 5))
     await identity.set_blocked(USER, is_blocked=False)
     assert server.asked("PUT", ADMIN)[1].json() == {"ban_duration": "none"}
     assert (await identity.verify(by_secret(session_id="new", iat=int(time.time()) + 2))).session_id == "new"
