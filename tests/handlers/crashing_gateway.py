@@ -76,6 +76,7 @@ class Client:
     def __init__(self, user: str, acks: int) -> None:
         self.user = user
         self.lost: list[str] = []
+        self.asked = 0
         self._acks = acks
 
     def chat(self, port: int, round_number: int) -> None:
@@ -99,6 +100,7 @@ class Client:
             for line in response:
                 if line == b"event: start\n":
                     self._note(f"asked {words}")
+                    self.asked += 1
                 elif line == b"event: done\n":
                     self._note(f"done {words}")
             return response.status
@@ -115,11 +117,11 @@ def _main(folder: Path, rounds: int) -> None:
     chance = random.Random(7)
     for number in range(rounds):
         child, port = _fork(folder)
+        before = sum(client.asked for client in clients)
         threads = [threading.Thread(target=client.chat, args=(port, number)) for client in clients]
         for thread in threads:
             thread.start()
-        before = os.fstat(acks).st_size
-        while number % 4 and os.fstat(acks).st_size == before:
+        while number % 4 and sum(client.asked for client in clients) == before and threads[0].is_alive():
             time.sleep(0.001)  # three of four crash while users chat, one perhaps before
         time.sleep(chance.random() * 0.06)
         os.kill(child, signal.SIGKILL)
