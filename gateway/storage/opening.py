@@ -58,7 +58,9 @@ async def migrate(engine: AsyncEngine, address: Address) -> None:
     with _explained(address):
         async with asyncio.timeout(MIGRATION), engine.connect() as raw:
             await raw.execution_options(**{connections.WRITES: True})
-            if await raw.run_sync(stamp.current) != stamp.NEWEST:
+            if await raw.run_sync(stamp.is_new_file):
+                await raw.run_sync(stamp.create)
+            elif await raw.run_sync(stamp.current) != stamp.NEWEST:
                 from gateway.storage import schema  # noqa: PLC0415 - at most starts there is nothing to do
 
                 await raw.run_sync(schema.upgrade)

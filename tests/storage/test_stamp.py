@@ -1,7 +1,8 @@
 import asyncio
+import re
 import sys
 
-from sqlalchemy import text
+from sqlalchemy import Connection, create_engine, text
 
 from gateway.storage import schema, stamp
 from gateway.storage.address import Address, SqliteFile
@@ -20,14 +21,29 @@ async def test_stamp_of_a_database(address: Address) -> None:
     assert await revision(address) == "0001"
 
 
-async def test_file_that_is_up_to_date_is_opened_without_alembic(sqlite_file: SqliteFile) -> None:
-    async with opened(sqlite_file):
-        pass
-    opening = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _OPEN, sqlite_file.path, stdout=asyncio.subprocess.PIPE
-    )
-    said, _ = await opening.communicate()
-    assert said.split() == [b"False"]
+def test_new_file_has_what_the_migrations_make() -> None:
+    with create_engine("sqlite://").connect() as created, create_engine("sqlite://").connect() as migrated:
+        assert stamp.is_new_file(created)
+        stamp.create(created)
+        assert not stamp.is_new_file(created)
+        schema.upgrade(migrated)
+        assert statements(created) == statements(migrated)
+        assert stamp.current(created) == stamp.current(migrated) == stamp.NEWEST
+
+
+def statements(connection: Connection) -> dict[str, list[str]]:
+    """Return by what each table and index was made, word by word."""
+    made = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    return {name: re.findall(r"\w+|[^\w\s]", sql) for name, sql in made}
+
+
+async def test_file_is_made_and_opened_again_without_alembic(sqlite_file: SqliteFile) -> None:
+    for _ in range(2):
+        opening = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _OPEN, sqlite_file.path, stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await opening.communicate()
+        assert said.split() == [b"False", b"False"]
 
 
 _OPEN = """
@@ -40,5 +56,5 @@ async def main():
     await database.close()
 
 asyncio.run(main())
-print("alembic" in sys.modules)
+print("alembic" in sys.modules, "asyncpg" in sys.modules)
 """
