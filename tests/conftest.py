@@ -19,7 +19,7 @@ _V1: Final = "v1"
 """The fixture of the V1 server, which takes half a minute to start and most of a gigabyte: one for all workers."""
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests with one worker, and all that need V1; these go first, as they take longest."""
     with_v1 = {item.path for item in items if _needs_v1(item)}
