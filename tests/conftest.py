@@ -21,7 +21,10 @@ _V1: Final = "v1"
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests with one worker, and all that need V1; these go first, as they take longest."""
+    """Keep a file's tests with one worker, and all that need V1; these go first, as they take longest.
+
+    pytest 9.2 would lose the groups: xdist 3.8 writes them into a field that is no more (pytest-xdist#1386).
+    """
     with_v1 = {item.path for item in items if _needs_v1(item)}
     for item in items:
         group = _V1 if item.path in with_v1 else str(item.path)
