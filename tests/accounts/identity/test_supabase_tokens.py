@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import hmac
+import itertools
 import json
 import time
 from typing import Any, Final
@@ -161,6 +162,7 @@ async def test_issuer_where_one_is_configured(issuer: str | None, *, holds: bool
         "\ud800.\ud800.\ud800",
         by_secret() + "\n",
     ],
+    ids=itertools.count(),  # workers that run tests side by side must call a test the same
 )
 async def test_what_is_no_token_of_a_secret(token: str) -> None:
     with pytest.raises(InvalidToken):
