@@ -137,6 +137,22 @@ class Settings(Struct, frozen=True, kw_only=True):
             secret=True,
         ),
     ] = ""
+    redis_url: Annotated[
+        str,
+        _row(
+            "LETTA_GATEWAY_REDIS_URL",
+            "Redis that several gateways of one PostgreSQL share, as redis://host:6379/0; none: one gateway alone.",
+            "REDIS_URL",
+            secret=True,
+        ),
+    ] = ""
+    advertise: Annotated[
+        str,
+        _row(
+            "LETTA_GATEWAY_ADVERTISE",
+            "URL at which the other gateways reach this one, as http://10.0.0.7:8080; none: its host and port.",
+        ),
+    ] = ""
     secret_key: Annotated[
         str,
         _row(
@@ -441,6 +457,7 @@ def _check(settings: Settings) -> None:
         _check_url(settings.letta_base_url)
     _check_notations(settings)
     _check_accounts(settings)
+    _check_replicas(settings)
     for name, keys in (
         ("LETTA_API_KEY", (settings.letta_api_key,)),
         ("LETTA_GATEWAY_API_KEYS", settings.api_keys),
@@ -455,6 +472,18 @@ def _check(settings: Settings) -> None:
         raise SettingError(
             f"LETTA_GATEWAY_HOST is {settings.host!r}: set LETTA_GATEWAY_API_KEYS before serving other machines."
         )
+
+
+def _check_replicas(settings: Settings) -> None:
+    if settings.redis_url:
+        if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise SettingError("LETTA_GATEWAY_REDIS_URL is wrong: expected a URL like redis://host:6379/0.")
+        if not settings.database_url:
+            raise SettingError(
+                "LETTA_GATEWAY_REDIS_URL is for gateways that share a database: set LETTA_GATEWAY_DATABASE_URL too."
+            )
+    if settings.advertise:
+        _check_web_url("LETTA_GATEWAY_ADVERTISE", settings.advertise)
 
 
 def _check_notations(settings: Settings) -> None:

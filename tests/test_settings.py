@@ -30,7 +30,8 @@ LITELLM = {
     "LITELLM_MASTER_KEY": "sk-master",
     "LETTA_GATEWAY_USER_MODEL": "openai/gpt-4o",
 }
-NEEDS = {"identity": SUPABASE, "billing": LITELLM}
+POSTGRES = {"LETTA_GATEWAY_DATABASE_URL": "postgresql://me@db/gateway"}
+NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES}
 """What must be set beside a setting's other value."""
 
 # Of every setting: a value other than its default, as the environment writes it.
@@ -52,6 +53,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "metrics_port": ("9091", 9091),
     "home": ("/var/lib/letta-gateway", "/var/lib/letta-gateway"),
     "database_url": ("postgresql://me@db/gateway", "postgresql://me@db/gateway"),
+    "redis_url": ("redis://cache:6379/1", "redis://cache:6379/1"),
+    "advertise": ("http://10.0.0.7:8080", "http://10.0.0.7:8080"),
     "secret_key": (SECRET, SECRET),
     "api_keys": ("key-1, key-2,", ("key-1", "key-2")),
     "operator_key": ("op-key", "op-key"),
@@ -488,7 +491,25 @@ def test_settings_show_no_secret(tmp_path: Path) -> None:
 def test_every_setting_that_names_a_key_is_a_secret() -> None:
     named = {s.field for s in SETTINGS if re.search(r"(key|keys|token|password|secret)$", s.field)}
     # A plug-in's configuration may hold anything.
-    assert {s.field for s in SETTINGS if s.row.secret} == named | {"database_url", "middleware_config"}
+    assert {s.field for s in SETTINGS if s.row.secret} == named | {"database_url", "redis_url", "middleware_config"}
+
+
+# Replicas ------------------------------------------------------------------------------------------------------------
+
+
+def test_redis_without_a_database_that_is_shared() -> None:
+    assert "set LETTA_GATEWAY_DATABASE_URL too" in wrong({"REDIS_URL": "redis://cache"})
+
+
+@pytest.mark.parametrize("url", ["http://cache:6379", "cache:6379", "postgresql://cache"])
+def test_url_that_is_not_of_a_redis(url: str) -> None:
+    line = wrong({**POSTGRES, "REDIS_URL": url})
+    assert "redis://host:6379/0" in line
+    assert url not in line.replace("redis://host:6379/0", "")
+
+
+def test_address_that_is_no_url() -> None:
+    assert "LETTA_GATEWAY_ADVERTISE is wrong" in wrong({"LETTA_GATEWAY_ADVERTISE": "10.0.0.7:8080"})
 
 
 # Accounts ------------------------------------------------------------------------------------------------------------
