@@ -53,6 +53,7 @@ bench: install ## Measure against aiohttp's pass-through; PEERS=1 adds nginx and
 
 lock: install ## Resolve the dependencies anew
 	echo uv | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header - -o $(LOCKS)/uv.txt
+	echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/build.txt
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 setup.cfg -o $(LOCKS)/runtime.txt
 	echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 --extra test setup.cfg - -o $(LOCKS)/test.txt
 
@@ -62,7 +63,7 @@ lock-servers: install ## Resolve the real servers of tests and benchmarks anew
 	echo 'litellm[proxy]==1.106.2' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/bench-litellm.txt
 
 lock-services: install ## Resolve the clients and services of test-services anew
-	printf '%s\n' openai==3.52.0 openai-agents==0.24.0 'pydantic-ai-slim[openai]==2.68.0' langchain langchain-openai==1.7.3 langgraph llm==0.36 supabase==2.34.1 | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-python.txt
+	printf '%s\n' openai==3.52.0 openai-agents==0.24.0 'pydantic-ai-slim[openai]==2.68.0' langchain langchain-openai==1.7.3 langgraph llm==0.36 supabase==2.34.1 kubernetes-validate pyyaml | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-python.txt
 	echo 'litellm[proxy,extra_proxy]==1.106.2' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-litellm.txt
 	cd $(LOCKS)/services-npm && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --no-audit --no-fund
 
