@@ -39,6 +39,9 @@
     │   ├── ResponseCancelled      502   the answer was cancelled by its owner
     │   └── InvalidStructuredOutput 502  the answer does not fit the schema that was asked for
     ├── StorageUnavailable     503   the gateway's own database is locked, full, gone or unreachable
+    ├── SharedStateUnavailable 503   what replicas share is slow, gone or full
+    ├── HeldElsewhere          503   another gateway has the conversation's turn: the request is forwarded
+    ├── ThreadLost             503   another gateway took the conversation over
     ├── Overloaded             503   the gateway itself is full
     ├── ShuttingDown           503   the gateway is going away
     └── InternalError          500   our bug: nothing of it is shown
@@ -460,6 +463,50 @@ class StorageUnavailable(GatewayError):
     def __init__(self, reason: str = "unreachable") -> None:
         self.reason = reason
         super().__init__(retry_after=2.0)
+
+
+class SharedStateUnavailable(GatewayError):
+    """What the replicas share cannot be asked right now; ``reason`` is for the log."""
+
+    status = 503
+    default_code = "shared_state_unavailable"
+    default_message = (
+        "What this gateway shares with its replicas cannot be used right now. Try again in a moment; if it goes on, "
+        "tell the operator."
+    )
+
+    def __init__(self, reason: str = "unreachable") -> None:
+        self.reason = reason
+        super().__init__(retry_after=1.0, should_retry=True)
+
+
+class HeldElsewhere(GatewayError):
+    """What the request is about is in another gateway's hands, at ``address``; ``place`` is how that is written down.
+
+    The gateway forwards such a request. Its client sees this where the other one cannot be reached either.
+    """
+
+    status = 503
+    default_code = "held_elsewhere"
+    default_message = "Another gateway is at work on this conversation and cannot be reached. Try again in a moment."
+
+    def __init__(self, name: str = "", place: str = "") -> None:
+        self.name = name
+        self.place = place
+        super().__init__(retry_after=1.0, should_retry=True)
+
+
+class ThreadLost(GatewayError):
+    """Another gateway has taken over the conversation in the midst of a turn."""
+
+    status = 503
+    default_code = "conversation_lost"
+    default_message = (
+        "The conversation went on in another gateway, which ended this answer. Send the message again to go on."
+    )
+
+    def __init__(self) -> None:
+        super().__init__(should_retry=False)
 
 
 class ResponseCancelled(BackendError):

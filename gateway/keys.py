@@ -23,12 +23,14 @@ from gateway.conversations.attempts import Attempts
 from gateway.conversations.chats import Chats
 from gateway.conversations.responses import Responses
 from gateway.conversations.turns import TurnRegistry
+from gateway.errors import HeldElsewhere
 from gateway.letta.backend import AgentBackend
 from gateway.letta.catalog import Catalog
 from gateway.letta.local import LocalLetta
 from gateway.letta.probe import Probe
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.shared_state.limits import RequestLimits
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 
@@ -84,6 +86,8 @@ class RequestNotes(msgspec.Struct):
 
     owner: str | None = None
     client: str | None = None
+    is_forwarded: bool | None = None
+    """Whether another gateway took the request, and handed it on to this one."""
     model: str | None = None
     outcome: str | None = None
     error_code: str | None = None
@@ -114,6 +118,14 @@ class Drain(Protocol):
         ...
 
 
+class Forwarder(Protocol):
+    """Hands requests on to the gateway that has what they are about."""
+
+    async def forward(self, request: web.Request, error: HeldElsewhere) -> web.StreamResponse | None:
+        """Answer with what the other gateway answers; None where that is no more, and the request was not heard."""
+        ...
+
+
 SETTINGS = web.AppKey("settings", Settings)
 METRICS = web.AppKey("metrics", Metrics)
 TASKS = web.AppKey("tasks", TaskSet)
@@ -128,6 +140,8 @@ TURNS = web.AppKey("turns", TurnRegistry)
 DRAIN: web.AppKey[Drain] = web.AppKey("drain")
 LOCAL: web.AppKey[LocalLetta | None] = web.AppKey("local")
 ACCESS: web.AppKey[Callable[[web.Request], Access]] = web.AppKey("access")
+LIMITS: web.AppKey[RequestLimits] = web.AppKey("limits")
+FORWARDER: web.AppKey[Forwarder | None] = web.AppKey("forwarder")
 IS_OPERATOR: web.AppKey[Callable[[web.Request], bool]] = web.AppKey("is_operator")
 
 CREDENTIALS: web.AppKey[Credentials] = web.AppKey("credentials")

@@ -1,18 +1,26 @@
 """Every figure the gateway reports, as one table of instruments.
 
 No label has a value that a client can choose: routes are the router's own patterns, methods and codes come from closed
-sets, models and users are no labels at all.
+sets, models and users are no labels at all. What alerts count is there from the start: of a series that begins with its
+first event, that event is not seen.
 """
 
+from functools import cache
+from importlib.metadata import version
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.errors import BackendError, GatewayError
+from gateway.errors import BackendError, GatewayError, ResponseCancelled
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+OUTCOMES: Final = ("complete", "failed", "client_disconnected")
+SURFACES: Final = ("openai", "platform")
+_ALERTED_CODES: Final = ("conversation_busy", "overloaded", "invalid_credentials", "too_many_attempts")
+"""What alerts count."""
+_SERVER_FAULT: Final = 500
 _TTFT: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _DURATION: Final = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 _LAG: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -36,6 +44,10 @@ class Metrics:
         self.in_flight = Gauge("letta_gateway_requests_in_flight", "Requests under way.", registry=registry)
         self.open_streams = Gauge("letta_gateway_open_streams", "Answers being streamed.", registry=registry)
         self.turns = Gauge("letta_gateway_open_turns", "Turns that Letta works on.", registry=registry)
+        self.held_turns = Gauge(
+            "letta_gateway_held_turns", "Turns that wait, are open, or being settled.", registry=registry
+        )
+        self.most_turns = Gauge("letta_gateway_most_turns", "Turns that can be held at once.", registry=registry)
         self.turn_ends = Counter("letta_gateway_turns", "Turns by how they ended.", ("outcome",), registry=registry)
         self.waiting = Gauge("letta_gateway_waiting_turns", "Turns that wait for the one before.", registry=registry)
         self.first_token = Histogram(
@@ -44,6 +56,25 @@ class Metrics:
         self.chunks = Counter("letta_gateway_chunks", "Chunks streamed to clients.", registry=registry)
         self.tokens = Counter("letta_gateway_tokens", "Tokens that Letta reported.", ("kind",), registry=registry)
         self.errors = Counter("letta_gateway_errors", "Errors answered, by code.", ("code",), registry=registry)
+        self.failures = Counter(
+            "letta_gateway_failures",
+            "Answers that failed, with a 5xx or in-band, by whose fault.",
+            ("fault",),
+            registry=registry,
+        )
+        self.rate_limited = Counter(
+            "letta_gateway_rate_limited", "Requests over the rate limit, by API.", ("surface",), registry=registry
+        )
+        self.rate_limit_fallbacks = Counter(
+            "letta_gateway_rate_limit_fallbacks",
+            "Requests held to a share of the limit, without Redis.",
+            registry=registry,
+        )
+        self.forwarded = Counter(
+            "letta_gateway_forwarded_requests",
+            "Requests handed on to the gateway that has the turn.",
+            registry=registry,
+        )
         self.upstream_errors = Counter(
             "letta_gateway_upstream_errors", "Failures of Letta or the way to it.", ("code",), registry=registry
         )
@@ -64,15 +95,54 @@ class Metrics:
             "letta_gateway_event_loop_lag_seconds", "How late timers fire.", buckets=_LAG, registry=registry
         )
         self.draining = Gauge("letta_gateway_draining", "1 while the gateway is being stopped.", registry=registry)
+        self.dependency_up = Gauge(
+            "letta_gateway_dependency_up", "1 for a dependency that answers.", ("dependency",), registry=registry
+        )
+        self.dependency_seconds = Gauge(
+            "letta_gateway_dependency_seconds", "How long it took to answer.", ("dependency",), registry=registry
+        )
+        self.storage_failures = Counter(
+            "letta_gateway_storage_failures", "Transactions that the database did not take.", registry=registry
+        )
+        self.unsettled_turns = Gauge(
+            "letta_gateway_unsettled_turns", "Turns that are over, and not settled in the ledger.", registry=registry
+        )
+        self.ledger_lag = Gauge(
+            "letta_gateway_ledger_lag_seconds", "How long the oldest of these has waited.", registry=registry
+        )
+        self.build = Info("letta_gateway_build", "Which gateway this is.", registry=registry)
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.build.info({"version": _version()})
+        for counter, values in (
+            (self.turn_ends, OUTCOMES),
+            (self.tokens, ("prompt", "completion")),
+            (self.errors, _ALERTED_CODES),
+            (self.failures, ("gateway", "letta")),
+            (self.rate_limited, SURFACES),
+        ):
+            for value in values:
+                counter.labels(value)
 
     def count_error(self, error: GatewayError) -> str:
         """Count an error that a client was told, as a status or in-band; return its code."""
         code = error.code or error.type
+        is_backend = isinstance(error, BackendError)
         self.errors.labels(code).inc()
-        if isinstance(error, BackendError):
+        if is_backend:
             self.upstream_errors.labels(code).inc()
+        if error.status >= _SERVER_FAULT and not isinstance(error, ResponseCancelled):
+            self.failures.labels("letta" if is_backend else "gateway").inc()
         return code
 
     def expose(self) -> bytes:
         """Return all figures in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+@cache
+def _version() -> str:
+    return version("letta-gateway")

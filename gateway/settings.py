@@ -1,7 +1,8 @@
 """Every setting as one row: field, type with its bounds, environment name, default, help.
 
-Values come from the environment over ``letta-gateway.toml`` over the default; ``NAME_FILE`` names a file that holds the
-value. They are read once, into a frozen Struct; what is wrong or unknown stops the start with one line that names it.
+Values come from the environment over ``letta-gateway.toml`` over systemd's credentials over the default; ``NAME_FILE``
+names a file that holds the value. They are read once, into a frozen Struct; what is wrong or unknown stops the start
+with one line that names it.
 """
 
 import ipaddress
@@ -118,6 +119,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, _row("LETTA_GATEWAY_HOST", "Address to listen on; other than loopback only with API keys.")
     ] = "127.0.0.1"
     port: Annotated[Port, _row("LETTA_GATEWAY_PORT", "Port to listen on; 0: any free one.")] = 8080
+    shared_port: Annotated[
+        Port,
+        _row(
+            "LETTA_GATEWAY_SHARED_PORT",
+            "A second port, which gateways of one PostgreSQL and Redis on this machine listen on together; 0: none.",
+        ),
+    ] = 0
     metrics_port: Annotated[
         Port,
         _row(
@@ -357,6 +365,8 @@ def show_value(value: Any) -> str:
 
 # Loading -------------------------------------------------------------------------------------------------------------
 
+_LISTED: Final = " 'letta-gateway check --settings' lists them."
+
 
 def load(environ: Mapping[str, str] | None = None, config_file: Path | None = None) -> Settings:
     """Read the settings; raises ``SettingError``.
@@ -367,8 +377,12 @@ def load(environ: Mapping[str, str] | None = None, config_file: Path | None = No
     environ = os.environ if environ is None else environ
     path = config_file or _found_config(environ)
     values: dict[str, Any] = {}
+    credentials = _credentials(environ)
     file_values = _read_toml(path, must_exist=config_file is not None)
     for setting in table():
+        for name in (*setting.row.aliases, setting.row.env):
+            if name in credentials:
+                values[setting.field] = _convert(setting, _split(setting, credentials[name], name), name)
         if setting.field in file_values:
             values[setting.field] = _convert(setting, file_values.pop(setting.field), f"{path.name}: {setting.field}")
         for name in (*setting.row.aliases, setting.row.env):
@@ -376,7 +390,7 @@ def load(environ: Mapping[str, str] | None = None, config_file: Path | None = No
             if raw is not None:
                 values[setting.field] = _convert(setting, _split(setting, raw, name), name)
     for unknown in file_values:
-        raise SettingError(f"{path.name}: {unknown} is not a setting. 'letta-gateway check --settings' lists them.")
+        raise SettingError(f"{path.name}: {unknown} is not a setting.{_LISTED}")
     _refuse_unknown(environ)
     settings = Settings(**values)
     _check(settings)
@@ -398,6 +412,23 @@ def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"{path.name} cannot be read: {error}") from None
+
+
+def _credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Read what systemd's LoadCredential= has put there: a file for each setting, by the setting's name."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return {}
+    known, found = _names(), {}
+    try:
+        for file in sorted(Path(folder).iterdir()):
+            if file.name in known:
+                found[file.name] = file.read_text("utf-8").strip()
+            elif file.name.startswith(PREFIX):
+                raise SettingError(f"{file.name} is a credential and not a setting.{_LISTED}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"CREDENTIALS_DIRECTORY cannot be read: {error}") from None
+    return {name: value for name, value in found.items() if value}
 
 
 def _from_environment(environ: Mapping[str, str], name: str) -> str | None:
@@ -443,12 +474,16 @@ _SERVICE_LINK: Final = re.compile(r"LETTA_GATEWAY_(SERVICE_|PORT_[0-9]).*")
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    known = {name for setting in table() for name in (setting.row.env, *setting.row.aliases)}
+    known = _names()
     for name in sorted(environ):
         if not name.startswith(PREFIX) or _SERVICE_LINK.fullmatch(name):
             continue
         if name not in known and name.removesuffix("_FILE") not in known:
-            raise SettingError(f"{name} is not a setting. 'letta-gateway check --settings' lists them.")
+            raise SettingError(f"{name} is not a setting.{_LISTED}")
+
+
+def _names() -> frozenset[str]:
+    return frozenset(name for setting in table() for name in (setting.row.env, *setting.row.aliases))
 
 
 def _check(settings: Settings) -> None:
@@ -482,8 +517,18 @@ def _check_replicas(settings: Settings) -> None:
             raise SettingError(
                 "LETTA_GATEWAY_REDIS_URL is for gateways that share a database: set LETTA_GATEWAY_DATABASE_URL too."
             )
+        is_everywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 - it is told from others
+        if not settings.advertise and (is_everywhere or not settings.port):
+            raise SettingError(
+                "LETTA_GATEWAY_ADVERTISE is needed: tell at which URL the other gateways reach this one."
+            )
     if settings.advertise:
         _check_web_url("LETTA_GATEWAY_ADVERTISE", settings.advertise)
+    if settings.shared_port and not (settings.database_url and settings.redis_url):
+        raise SettingError(
+            "LETTA_GATEWAY_SHARED_PORT is for gateways that share everything: set LETTA_GATEWAY_DATABASE_URL "
+            "(PostgreSQL) and LETTA_GATEWAY_REDIS_URL too."
+        )
 
 
 def _check_notations(settings: Settings) -> None:

@@ -1,12 +1,25 @@
+import importlib.metadata
 import re
 
+import pytest
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import metrics as module
+from gateway.errors import (
+    ClientError,
+    ConversationBusy,
+    GatewayError,
+    Overloaded,
+    ResponseCancelled,
+    StorageUnavailable,
+    TurnFailed,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
 from gateway.metrics import CONTENT_TYPE, METHODS, Metrics
 
-LABELS = {"route", "method", "status", "outcome", "kind", "code"}
+LABELS = {"route", "method", "status", "outcome", "kind", "code", "fault", "surface", "dependency"}
 """What a figure may be told apart by: values of closed sets, none that a client can choose."""
 
 
@@ -59,3 +72,54 @@ def test_content_type_is_prometheus_text() -> None:
 def test_methods_are_a_closed_set() -> None:
     assert {"GET", "POST"} < METHODS
     assert len(METHODS) < 10
+
+
+# What alerts count ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (UpstreamUnavailable(), "letta"),
+        (TurnFailed(), "letta"),
+        (StorageUnavailable(), "gateway"),
+        (Overloaded(), "gateway"),
+        (ConversationBusy(), None),
+        (UpstreamRateLimited(), None),
+        (ResponseCancelled(), None),
+        (ClientError(), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, GatewayError) else str(value),
+)
+def test_failures_are_told_from_refusals_and_by_fault(error: GatewayError, fault: str | None) -> None:
+    metrics = Metrics()
+    metrics.count_error(error)
+    counted = {name: 1.0 if name == fault else 0.0 for name in ("gateway", "letta")}
+    assert {
+        name: metrics._registry.get_sample_value("letta_gateway_failures_total", {"fault": name}) for name in counted
+    } == counted
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        'letta_gateway_errors_total{code="conversation_busy"}',
+        'letta_gateway_errors_total{code="invalid_credentials"}',
+        'letta_gateway_failures_total{fault="letta"}',
+        'letta_gateway_rate_limited_total{surface="platform"}',
+        'letta_gateway_turns_total{outcome="failed"}',
+        "letta_gateway_storage_failures_total",
+    ],
+)
+def test_what_is_counted_by_alerts_begins_with_nought(series: str) -> None:
+    assert f"\n{series} 0.0\n" in Metrics().expose().decode()
+
+
+def test_process_and_version_are_shown() -> None:
+    families = {family.name: family for family in text_string_to_metric_families(Metrics().expose().decode())}
+    assert families["process_open_fds"].samples[0].value > 2
+    assert families["process_resident_memory_bytes"].samples[0].value > 1_000_000
+    assert families["process_max_fds"].samples[0].value >= families["process_open_fds"].samples[0].value
+    assert len(families["python_gc_collections"].samples) == 3
+    (build,) = families["letta_gateway_build_info"].samples
+    assert build.labels == {"version": importlib.metadata.version("letta-gateway")}

@@ -31,7 +31,8 @@ LITELLM = {
     "LETTA_GATEWAY_USER_MODEL": "openai/gpt-4o",
 }
 POSTGRES = {"LETTA_GATEWAY_DATABASE_URL": "postgresql://me@db/gateway"}
-NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES}
+REDIS = {"LETTA_GATEWAY_REDIS_URL": "redis://cache:6379/1"}
+NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES, "shared_port": {**POSTGRES, **REDIS}}
 """What must be set beside a setting's other value."""
 
 # Of every setting: a value other than its default, as the environment writes it.
@@ -50,6 +51,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "log_level": ("DEBUG", "DEBUG"),
     "host": ("::1", "::1"),
     "port": ("9090", 9090),
+    "shared_port": ("9092", 9092),
     "metrics_port": ("9091", 9091),
     "home": ("/var/lib/letta-gateway", "/var/lib/letta-gateway"),
     "database_url": ("postgresql://me@db/gateway", "postgresql://me@db/gateway"),
@@ -244,6 +246,51 @@ def test_from_toml_and_the_environment_over_it(setting: Setting, tmp_path: Path)
     if setting.default not in ("", (), {}):
         assert getattr(load({**needed, setting.row.env: default}), setting.field) == setting.default
     assert getattr(load({**needed, setting.row.env: raw}), setting.field) == value
+
+
+@every_setting
+def test_from_systemds_credentials_and_everything_else_over_them(setting: Setting, tmp_path: Path) -> None:
+    raw, value = OTHER[setting.field]
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / setting.row.env).write_text(f"{raw}\n")
+    needed = {**LETTA, **NEEDS.get(setting.field, {}), "CREDENTIALS_DIRECTORY": str(folder)}
+    environ = {name: text for name, text in needed.items() if name != setting.row.env}
+    assert getattr(load(environ), setting.field) == value
+    if setting.default not in ("", (), {}):
+        default = show_value(setting.default)
+        assert getattr(load({**environ, setting.row.env: default}), setting.field) == setting.default
+        toml(tmp_path, f"{setting.field} = {toml_value(setting.default)}\n")
+        assert getattr(load(environ), setting.field) == setting.default
+
+
+def test_credential_under_an_alias_or_empty_or_of_others(tmp_path: Path) -> None:
+    for name, text in (("LETTA_API_TOKEN", b"old"), ("SECRET_KEY", b"\n"), ("tls.key", b"\xff"), ("lower_case", b"1")):
+        (tmp_path / name).write_bytes(text)
+    loaded = load({**LETTA, "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert (loaded.letta_api_key, loaded.secret_key) == ("old", "")
+
+
+@pytest.mark.parametrize("secret", [b"\xff", None])
+def test_credentials_that_cannot_be_read(secret: bytes | None, tmp_path: Path) -> None:
+    folder = tmp_path / "credentials"
+    if secret is not None:
+        folder.mkdir()
+        (folder / "SECRET_KEY").write_bytes(secret)
+    with pytest.raises(SettingError, match=r"^CREDENTIALS_DIRECTORY cannot be read: ") as raised:
+        load({**LETTA, "CREDENTIALS_DIRECTORY": str(folder)})
+    assert "\n" not in str(raised.value)
+
+
+def test_credential_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "SECRET_KEY").write_text(CANARY)
+    line = wrong({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert line.startswith("SECRET_KEY is wrong: ")
+    assert CANARY not in line
+    (tmp_path / "LETTA_GATEWAY_API_KEY").write_text(CANARY)
+    line = wrong({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert line.startswith("LETTA_GATEWAY_API_KEY is a credential and not a setting.")
+    assert CANARY not in line
 
 
 def test_alias_and_the_name_over_it() -> None:
@@ -501,11 +548,25 @@ def test_redis_without_a_database_that_is_shared() -> None:
     assert "set LETTA_GATEWAY_DATABASE_URL too" in wrong({"REDIS_URL": "redis://cache"})
 
 
+@pytest.mark.parametrize("where", [{"LETTA_GATEWAY_PORT": "0"}, {"LETTA_GATEWAY_HOST": "0.0.0.0"}])  # noqa: S104
+def test_gateway_that_others_could_not_reach(where: dict[str, str]) -> None:
+    environ = {**POSTGRES, "REDIS_URL": "redis://cache", "LETTA_GATEWAY_API_KEYS": "k", **where}
+    assert "LETTA_GATEWAY_ADVERTISE is needed" in wrong(environ)
+    assert load({**LETTA, **environ, "LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080"}).advertise
+
+
 @pytest.mark.parametrize("url", ["http://cache:6379", "cache:6379", "postgresql://cache"])
 def test_url_that_is_not_of_a_redis(url: str) -> None:
     line = wrong({**POSTGRES, "REDIS_URL": url})
     assert "redis://host:6379/0" in line
     assert url not in line.replace("redis://host:6379/0", "")
+
+
+@pytest.mark.parametrize("there", [{}, POSTGRES])
+def test_port_is_shared_by_those_that_share_everything(there: dict[str, str]) -> None:
+    line = wrong({"LETTA_GATEWAY_SHARED_PORT": "9092", **there})
+    assert line.startswith("LETTA_GATEWAY_SHARED_PORT ")
+    assert "LETTA_GATEWAY_DATABASE_URL (PostgreSQL) and LETTA_GATEWAY_REDIS_URL" in line
 
 
 def test_address_that_is_no_url() -> None:

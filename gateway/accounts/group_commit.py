@@ -20,6 +20,8 @@ Write: TypeAlias = Callable[[Connection, Sequence[Entry]], Awaitable[Sequence[An
 
 AT_ONCE: Final = 256
 """Entries in one transaction: some milliseconds for which nobody else has SQLite's connection."""
+TRIES: Final = 3
+"""How often a transaction is begun that PostgreSQL takes back for another's sake: a deadlock's, an isolation level's."""
 
 
 class _Waiting(NamedTuple, Generic[Entry, Answer]):
@@ -71,8 +73,7 @@ class GroupCommit(Generic[Entry, Answer]):
     async def _write_batch(self, batch: Sequence[_Waiting[Entry, Answer]]) -> None:
         """Write a batch; where it cannot be written for a fault of its own, each entry gets its own transaction."""
         try:
-            async with self._database.write() as connection:
-                answers = await self._write(connection, [waiting.entry for waiting in batch])
+            answers = await self._commit([waiting.entry for waiting in batch])
         except StorageUnavailable as error:
             _refuse(batch, error.reason)
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
@@ -85,6 +86,17 @@ class GroupCommit(Generic[Entry, Answer]):
             for waiting, answer in zip(batch, answers, strict=True):
                 if not waiting.answer.done():
                     waiting.answer.set_result(answer)
+
+    async def _commit(self, entries: Sequence[Entry]) -> Sequence[Answer]:
+        tries = 1
+        while True:
+            try:
+                async with self._database.write() as connection:
+                    return await self._write(connection, entries)
+            except StorageUnavailable as error:
+                if error.reason != failures.CONFLICT or tries == TRIES:
+                    raise
+            tries += 1
 
 
 def _refuse(batch: Sequence[_Waiting[Entry, Answer]], reason: str) -> None:

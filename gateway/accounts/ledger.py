@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, TypeAlias
 
+import msgspec
 import structlog
 
 from gateway.accounts import bookkeeping
@@ -61,6 +62,13 @@ class Payer(Protocol):
         ...
 
 
+class Backlog(msgspec.Struct, frozen=True):
+    """How many turns are over and not settled, and for how many seconds the oldest of them."""
+
+    turns: int
+    seconds: float
+
+
 class Ledger:
     """The turns of one gateway, and what others left running: the ``Meter`` of whoever opens turns."""
 
@@ -85,6 +93,8 @@ class Ledger:
         self._orphans = Orphans(database, backend, instances)
         self._open: dict[str, str] = {}
         """The agents of turns that are under way."""
+        self._orphaned: dict[str, float] = {}
+        """What the latest look found and left for the next, each with when it was first found."""
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -135,6 +145,12 @@ class Ledger:
         if self._open.pop(turn_id, None) is not None:
             self._settling.forsaken.add(turn_id)
 
+    def backlog(self) -> Backlog:
+        """Return what waits: turns that are not written or priced yet, and those of which Letta says nothing yet."""
+        now, oldest = self._now(), self._settling.oldest
+        since = min([now if oldest is None else oldest, *self._orphaned.values()])
+        return Backlog(len(self._settling) + len(self._orphaned), max(0.0, now - since))
+
     async def reconcile(self) -> None:
         """Settle what nobody else is going to, with what Letta says of it, as interrupted.
 
@@ -144,6 +160,8 @@ class Ledger:
         forsaken = frozenset(self._settling.forsaken)
         orphans = [orphan for orphan in await self._orphans.find(forsaken) if orphan.id not in self._settling]
         self._settling.forsaken -= forsaken - {orphan.id for orphan in orphans}
+        now = self._now()
+        self._orphaned = {orphan.id: self._orphaned.get(orphan.id, now) for orphan in orphans}
         for start in range(0, len(orphans), _ASK_AT_ONCE):
             some = orphans[start : start + _ASK_AT_ONCE]
             if not any(await asyncio.gather(*map(self._reconcile, some))):
@@ -163,6 +181,7 @@ class Ledger:
         if taken is None and abs(self._now() - orphan.started_at) < STORED:
             return True
         self._settling.forsaken.discard(orphan.id)
+        self._orphaned.pop(orphan.id, None)
         return await self._settling.settle(Over(orphan.id, orphan.agent_id, taken, "interrupted", self._now()))
 
     def _settle_soon(self, over: Over) -> "asyncio.Task[bool]":

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import os
 import secrets
 import sys
@@ -124,5 +125,7 @@ def _nobodys_hash(policy: PasswordPolicy) -> str:
 
 def _give_way() -> None:
     """Let the thread run after the event loop's: a password has time, a stream's next chunk has not."""
-    if sys.platform == "linux":  # elsewhere the number names a process, not a thread
+    if sys.platform != "linux":
+        return  # elsewhere the number names a process, not a thread
+    with contextlib.suppress(PermissionError):  # a sandbox may forbid it: then they are equals
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -63,6 +63,11 @@ class Settling:
     def __contains__(self, turn_id: object) -> bool:
         return turn_id in self._over
 
+    @property
+    def oldest(self) -> float | None:
+        """Return when the turn ended that has waited longest, in UTC seconds; None where none waits."""
+        return min((over.ended_at for over in self._over.values()), default=None)
+
     async def settle(self, over: Over) -> bool:
         """Write down how a turn went; False where that is to be tried again."""
         self._over[over.id] = over

@@ -15,7 +15,16 @@ import msgspec
 import structlog
 
 from gateway.conversations.outcomes import MAX_BODY, Outcome, Outcomes
-from gateway.errors import ClientError, GatewayError, IdempotencyConflict, OutcomeUnknown, StorageUnavailable
+from gateway.errors import (
+    ClientError,
+    ConversationBusy,
+    GatewayError,
+    IdempotencyConflict,
+    OutcomeUnknown,
+    SharedStateUnavailable,
+    StorageUnavailable,
+)
+from gateway.shared_state.places import Places
 from gateway.tasks import TaskSet
 
 LINGER: Final = 0.6
@@ -29,6 +38,8 @@ MOST_BEGINNING: Final = 32_768
 """Bytes of a stream that are kept for an SDK, which does not ask again once it has the beginning."""
 MOST_REMEMBERED: Final = 67_108_864
 """Bytes of all answers in memory."""
+LONGEST: Final = 3_600.0
+"""Seconds for which the replicas know in which of them an answer is under way."""
 KEEP: Final = 86_400.0
 """Seconds for which an idempotency key stands."""
 UNKNOWN: Final = 0
@@ -106,6 +117,11 @@ class Attempt:
         """Let the answer come to be, whoever listens."""
         self._producer = tasks.spawn(self._run(produce), "answer")
         self._producer.add_done_callback(lambda _: self.over.set())  # it may be cancelled before its first step
+
+    def never_was(self, error: BaseException) -> None:
+        """Tell whoever has joined already that the answer does not come to be."""
+        self.error = error if isinstance(error, GatewayError) else ConversationBusy()
+        self.over.set()
 
     async def _run(self, produce: Callable[["Attempt"], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -200,52 +216,65 @@ class Attempt:
 class Attempts:
     """All answers that somebody may ask for again."""
 
-    def __init__(self, outcomes: Outcomes, tasks: TaskSet) -> None:
+    def __init__(self, outcomes: Outcomes, tasks: TaskSet, places: Places) -> None:
         self._outcomes = outcomes
         self._tasks = tasks
+        self._places = places
         self._known: OrderedDict[tuple[str, str], tuple[float, Attempt]] = OrderedDict()
         self._named: dict[tuple[str, str], Attempt] = {}
 
     async def find(self, identity: Identity) -> Attempt | Outcome | None:
         """Return the answer that a request repeats; None where it is the first.
 
-        Raises ``IdempotencyConflict`` where the key stands for another request, ``OutcomeUnknown`` where a restart
-        came between, and ``StorageUnavailable``.
+        Raises ``IdempotencyConflict`` where the key stands for another request, ``HeldElsewhere`` where another gateway
+        answers it, ``OutcomeUnknown`` where a restart came between, and ``StorageUnavailable``.
         """
         self._forget_old()
         known = self._known.get((identity.owner, identity.key))
         if known is not None and (identity.is_explicit or identity.is_retry) and not known[1].is_abandoned:
             return _same(identity, known[1])
         if not identity.is_explicit:
+            if identity.is_retry:
+                await self._places.check(_place(identity))
             return None
         outcome = await self._outcomes.find(identity.owner, identity.key)
         if outcome is None:
             return None
         _check(identity, outcome.request)
         if outcome.status == UNKNOWN:
+            await self._places.check(_place(identity))
             raise OutcomeUnknown
         return outcome
 
-    def name(self, owner: str, name: str, attempt: Attempt) -> None:
-        """Let an answer that is under way be found by its name."""
+    async def name(self, owner: str, name: str, attempt: Attempt) -> None:
+        """Let an answer that is about to be produced be found by its name, from other gateways too."""
+        await self._places.take(_place_of_name(owner, name), LONGEST)
         self._named[owner, name] = attempt
-        self._tasks.spawn(self._forget_name((owner, name), attempt), "forget name")
+        self._tasks.spawn(self._forget_name(owner, name, attempt), "forget name")
 
-    async def _forget_name(self, key: tuple[str, str], attempt: Attempt) -> None:
+    async def _forget_name(self, owner: str, name: str, attempt: Attempt) -> None:
         await attempt.over.wait()
-        del self._named[key]
+        del self._named[owner, name]
+        await self._places.leave(_place_of_name(owner, name))
 
     async def cancel(self, owner: str, name: str) -> bool:
-        """Cancel an answer that is under way, and see it end; False where there is none of that name."""
+        """Cancel an answer that is under way, and see it end; False where there is none of that name.
+
+        Raises ``HeldElsewhere`` where another gateway answers it.
+        """
         attempt = self._named.get((owner, name))
         if attempt is None:
+            await self._places.check(_place_of_name(owner, name))
             return False
         attempt.cancel()
         await attempt.over.wait()
         return True
 
     async def begin(self, attempt: Attempt) -> Attempt | None:
-        """Remember an answer that is about to be produced; return another one that was quicker with the same key."""
+        """Remember an answer that is about to be produced; return another one that was quicker with the same key.
+
+        Raises ``HeldElsewhere`` where that one is in another gateway, and ``StorageUnavailable``.
+        """
         identity = attempt.identity
         if identity is None:
             return None
@@ -254,12 +283,14 @@ class Attempts:
         if known is not None and identity.is_explicit:
             return known[1]
         self._known[key] = time.monotonic(), attempt
-        if identity.is_explicit:
-            try:
+        try:
+            await self._places.take(_place(identity), LONGEST)
+            if identity.is_explicit:
                 await self._outcomes.keep(_outcome(attempt, UNKNOWN, b""))
-            except BaseException:
-                self._known.pop(key, None)
-                raise
+        except BaseException as error:
+            self._known.pop(key, None)
+            attempt.never_was(error)
+            raise
         return None
 
     async def end(self, attempt: Attempt) -> None:
@@ -270,8 +301,17 @@ class Attempts:
         error = attempt.error
         if not attempt.is_complete or (error is not None and attempt.may_be_repeated(error)):
             await self._forget(identity)
-        elif identity.is_explicit:
-            await self._keep(attempt)
+        else:
+            if identity.is_explicit:
+                await self._keep(attempt)
+            await self._stay(identity)
+
+    async def _stay(self, identity: Identity) -> None:
+        """Let retries that reach another gateway be answered by this one, which remembers the answer for a while."""
+        try:
+            await self._places.take(_place(identity), REMEMBER)
+        except SharedStateUnavailable as failure:
+            _log.warning("place of an answer not written down", code=failure.code)
 
     async def _keep(self, attempt: Attempt) -> None:
         error = attempt.error
@@ -292,8 +332,11 @@ class Attempts:
 
     async def _forget(self, identity: Identity) -> None:
         self._known.pop((identity.owner, identity.key), None)
-        if identity.is_explicit:
-            await self._outcomes.forget(identity.owner, identity.key)
+        try:
+            if identity.is_explicit:
+                await self._outcomes.forget(identity.owner, identity.key)
+        finally:
+            await self._places.leave(_place(identity))
 
     def _forget_old(self) -> None:
         now, size = time.monotonic(), 0
@@ -305,6 +348,14 @@ class Attempts:
         while size > MOST_REMEMBERED and self._known:
             _, (_, attempt) = self._known.popitem(last=False)
             size -= attempt.size if attempt.is_kept else 0
+
+
+def _place(identity: Identity) -> str:
+    return f"answer\n{identity.owner}\n{identity.key}"
+
+
+def _place_of_name(owner: str, name: str) -> str:
+    return f"named answer\n{owner}\n{name}"
 
 
 def _same(identity: Identity, attempt: Attempt) -> Attempt:

@@ -30,6 +30,7 @@ from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.conversations.turns import HeldTurn, TurnRegistry
 from gateway.errors import AgentGone, ConversationGone, GatewayError, StorageUnavailable, ToolCallNotFound
 from gateway.letta.backend import AgentBackend, Ready, Take
+from gateway.shared_state.places import Places
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Batch
@@ -47,6 +48,8 @@ class ChatPolicy(msgspec.Struct, frozen=True):
     system_prompts: SystemPrompts = "overlay"
     tool_activity: Literal["hidden", "reasoning"] = "hidden"
     tool_wait: float = 900.0
+    remembers: bool = True
+    """Whether pins may be held in memory: ``Directory``."""
 
 
 class Asker(msgspec.Struct, frozen=True):
@@ -120,16 +123,20 @@ class Chats:
         database: Database,
         policy: ChatPolicy,
         tasks: TaskSet,
+        *,
+        places: Places,
     ) -> None:
         self._registry = registry
         self._policy = policy
         self._desk = Desk(
             backend=backend,
-            directory=Directory(database),
+            directory=Directory(database, remembers=policy.remembers),
             calls=WaitingCalls(database),
             gates=OverlayGates(),
             system_prompts=policy.system_prompts,
             tasks=tasks,
+            places=places,
+            parked=policy.tool_wait,
         )
 
     @asynccontextmanager
@@ -166,9 +173,9 @@ class Chats:
         """Give up calls that have waited too long, and the conversations that were kept for them alone."""
         overdue = await self._desk.calls.overdue(now - self._policy.tool_wait)
         for call in overdue:
-            if self._registry.is_taken(thread_of(call)):
-                continue  # its results have come at the last moment
             try:
+                if await self._registry.is_taken(thread_of(call)):
+                    continue  # its results have come at the last moment
                 if call.is_ephemeral and call.conversation_id is not None:
                     await self._desk.backend.delete_conversation(call.conversation_id)
                 await self._desk.calls.settle(call.owner, call.agent_id, call.conversation_id)

@@ -9,13 +9,14 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, and_, delete, select
 
 from gateway.conversations.divergence import DIGEST
+from gateway.errors import ThreadLost
 from gateway.storage.engine import Database
 from gateway.storage.tables import pins
 from gateway.storage.text import check_fit, fits
 from gateway.storage.upsert import upsert
 
 RECENT: Final = 1_024
-"""Pins that are held in memory where the database is this gateway's alone."""
+"""Pins that are held in memory."""
 
 Key: TypeAlias = tuple[str, str, str]
 """Owner, agent, chat."""
@@ -35,17 +36,23 @@ class Pinned(msgspec.Struct, frozen=True):
 
 
 class Directory:
-    """The pinned conversations, by owner, agent and chat."""
+    """The pinned conversations, by owner, agent and chat.
 
-    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+    ``remembers`` what was read and written last, where no other gateway writes or each tells by its leases that it did.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], float] = time.time, *, remembers: bool = True) -> None:
         self._database = database
         self._now = now
-        self._recent = RecentPins(0 if database.is_shared else RECENT)
+        self._recent = RecentPins(RECENT if remembers else 0)
 
-    async def find(self, owner: str, agent_id: str, chat: str) -> Pinned | None:
-        """Return the chat's conversation; raises ``StorageUnavailable``."""
+    async def find(self, owner: str, agent_id: str, chat: str, *, is_news: bool = False) -> Pinned | None:
+        """Return the chat's conversation, which another gateway may have changed if it ``is_news``.
+
+        Raises ``StorageUnavailable``.
+        """
         key = (owner, agent_id, chat)
-        recent = self._recent.get(key)
+        recent = None if is_news else self._recent.get(key)
         if recent is not None or not all(map(fits, key)):
             return recent
         ticket = self._recent.ticket
@@ -57,25 +64,28 @@ class Directory:
         self._recent.found(key, pinned, ticket)
         return pinned
 
-    async def pin(self, owner: str, agent_id: str, chat: str, pinned: Pinned) -> str | None:
+    async def pin(self, owner: str, agent_id: str, chat: str, pinned: Pinned, fence: int | None = None) -> str | None:
         """Give the chat this conversation; return the one that it had, if that is another.
 
-        Raises ``ValueError`` for text that cannot be stored, and ``StorageUnavailable``.
+        Raises ``ThreadLost`` where what is written down has a higher fence, ``ValueError`` for text that cannot be
+        stored, and ``StorageUnavailable``.
         """
         key = (owner, agent_id, chat)
         check_fit(*key, pinned.conversation_id)
-        row = {**_key_row(key), **_row(pinned), "pinned_at": self._now()}
+        row = {**_key_row(key), **_row(pinned), "pinned_at": self._now(), "fence": fence or 0}
         ticket = self._recent.begin(key)
         kept: Pinned | None = None
         try:
             async with self._database.write() as connection:
-                had = await connection.execute(select(pins.c.conversation_id).where(_is(key)).with_for_update())
-                replaced: str | None = had.scalar_one_or_none()
+                held = select(pins.c.conversation_id, pins.c.fence).where(_is(key)).with_for_update()
+                had = (await connection.execute(held)).one_or_none()
+                if had is not None and fence is not None and had.fence > fence:
+                    raise ThreadLost
                 await connection.execute(upsert(connection.dialect, pins), [row])
             kept = pinned
         finally:
             self._recent.end(key, kept, ticket)
-        return replaced if replaced != pinned.conversation_id else None
+        return had.conversation_id if had is not None and had.conversation_id != pinned.conversation_id else None
 
     async def unpin(self, owner: str, agent_id: str, chat: str) -> str | None:
         """Forget the chat's conversation, and return which it was; raises ``StorageUnavailable``."""

@@ -15,6 +15,8 @@ from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.errors import GatewayError
 from gateway.letta.backend import AgentBackend
+from gateway.shared_state.locks import Lease
+from gateway.shared_state.places import Places
 from gateway.tasks import TaskSet
 from gateway.translation.agent_turn import (
     AgentSaid,
@@ -65,6 +67,9 @@ class Desk(msgspec.Struct, frozen=True):
     gates: OverlayGates
     system_prompts: SystemPrompts
     tasks: TaskSet
+    places: Places
+    parked: float
+    """Seconds that a turn may wait in this gateway for the client's tools."""
 
 
 class Plan:
@@ -78,6 +83,7 @@ class Plan:
         self.request = request
         self.heard = Heard()
         self.thread = thread
+        self.lease = Lease(thread)
         self.conversation_id: str | None = None
         self._is_inside = False
         self._is_noted = False
@@ -98,8 +104,9 @@ class Plan:
         """Tell that there is nothing to write down."""
         return not self.request.tools and not self._has_returns
 
-    async def begin(self) -> AgentTurn:
-        """Return what is said."""
+    async def begin(self, lease: Lease) -> AgentTurn:
+        """Return what is said, on the thread that is its own now."""
+        self.lease = lease
         desk, agent_id = self.desk, self.request.agent_id
         await desk.gates.enter(agent_id)
         self._is_inside = True
@@ -127,6 +134,17 @@ class Plan:
         if self._has_returns or waiting:  # whatever waited before is answered, or superseded
             await self.desk.calls.settle(request.owner, request.agent_id, self.conversation_id)
         await self.desk.calls.record(waiting)
+        await self._note_place(waiting)
+
+    async def _note_place(self, waiting: list[WaitingCall]) -> None:
+        """Tell the other gateways where the turn waits, if it does so in this one: there its results must come."""
+        if not self.desk.backend.capabilities.parks:
+            return
+        for thread in {self.thread, *(thread_of(call) for call in waiting)}:
+            if waiting:
+                await self.desk.places.take(thread, self.desk.parked)
+            else:
+                await self.desk.places.leave(thread)
 
     async def forget(self) -> None:
         """Forget the conversation: Letta has it no more."""
@@ -200,7 +218,7 @@ class OwnThread(Plan):
             await desk.backend.put_on(agent_id, Overlay(f"{self.request.owner}:{self.request.client}", text))
             return ""
         told = _digest_of(text)
-        known = await desk.directory.find(self.request.owner, agent_id, OWN_THREAD)
+        known = await desk.directory.find(self.request.owner, agent_id, OWN_THREAD, is_news=self.lease.is_news)
         if known is not None and known.instructions == told:
             return ""
         self._told = told
@@ -215,7 +233,7 @@ class OwnThread(Plan):
                 self.desk.gates.taken_off(request.agent_id)
             if self._told is not None and is_delivered:
                 pinned = Pinned("", (), self._told, is_settled=True)
-                await self.desk.directory.pin(request.owner, request.agent_id, OWN_THREAD, pinned)
+                await self.desk.directory.pin(request.owner, request.agent_id, OWN_THREAD, pinned, self.lease.fence)
             await super().end(is_delivered=is_delivered)
         finally:
             if self._is_overlaid:
@@ -238,7 +256,9 @@ class PinnedChat(Plan):
     async def compose(self) -> AgentTurn:
         """Go on in the pinned conversation, or begin another one with all that was said."""
         request, directory = self.request, self.desk.directory
-        self._before = known = await directory.find(request.owner, request.agent_id, self._chat)
+        self._before = known = await directory.find(
+            request.owner, request.agent_id, self._chat, is_news=self.lease.is_news
+        )
         start = self._known_part(known)
         self._holds = digests(request.transcript)
         if start is None and known is not None and request.is_news:
@@ -273,7 +293,7 @@ class PinnedChat(Plan):
         request, text = self.request, self.request.instructions
         told = _digest_of(text) if text else None
         pinned = Pinned(self.conversation_id or "", seen, told, is_settled=is_settled)
-        await self.desk.directory.pin(request.owner, request.agent_id, self._chat, pinned)
+        await self.desk.directory.pin(request.owner, request.agent_id, self._chat, pinned, self.lease.fence)
 
     async def end(self, *, is_delivered: bool) -> None:
         """Write down what the conversation holds now, where that is known."""
@@ -295,7 +315,7 @@ class PinnedChat(Plan):
         if self._made is not None:
             self.desk.tasks.spawn(_delete(self.desk.backend, self._made), "delete conversation")
         if self._before is not None:
-            await directory.pin(request.owner, request.agent_id, self._chat, self._before)
+            await directory.pin(request.owner, request.agent_id, self._chat, self._before, self.lease.fence)
         elif self._made is not None:
             await directory.unpin(request.owner, request.agent_id, self._chat)
 

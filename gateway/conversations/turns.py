@@ -21,11 +21,11 @@ from gateway.errors import (
     ResponseCancelled,
     ShuttingDown,
     StorageUnavailable,
+    ThreadLost,
 )
 from gateway.letta.backend import AgentBackend, RunningTurn
 from gateway.metrics import Metrics
-from gateway.shared_state.locks import ThreadLocks
-from gateway.shared_state.memory import MemoryLocks
+from gateway.shared_state.locks import Lease, ThreadLocks
 from gateway.tasks import TaskSet
 from gateway.translation.agent_turn import AgentTurn
 
@@ -66,8 +66,8 @@ class TurnPlan(Protocol):
         """Tell that ``end`` has nothing to do."""
         ...
 
-    async def begin(self) -> AgentTurn:
-        """Return what is said."""
+    async def begin(self, lease: Lease) -> AgentTurn:
+        """Return what is said, on the thread that is its own now."""
         ...
 
     async def end(self, *, is_delivered: bool) -> None:
@@ -85,6 +85,7 @@ class HeldTurn(msgspec.Struct):
     id: str
     running: RunningTurn
     plan: TurnPlan
+    lease: Lease
     outcome: TurnOutcome = "interrupted"
     is_metered: bool = False
     """Whether the ledger has been told what it took."""
@@ -101,30 +102,30 @@ class TurnRegistry:
         metrics: Metrics,
         tasks: TaskSet,
         *,
-        locks: ThreadLocks | None = None,
+        locks: ThreadLocks,
     ) -> None:
         self._backend = backend
         self._meter = meter
         self._policy = policy
         self._metrics = metrics
         self._tasks = tasks
-        if locks is None:
-            locks = MemoryLocks(depth=policy.queue_depth, wait=policy.queue_wait, metrics=metrics)
         self._locks = locks
         self._open: set[RunningTurn] = set()
         self._held = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
+        metrics.most_turns.set(policy.max_turns)
+        metrics.held_turns.set_function(lambda: self._held)
 
     @property
     def held(self) -> int:
         """Return how many turns are waiting, open or being settled."""
         return self._held
 
-    def is_taken(self, thread: str) -> bool:
-        """Tell whether a turn has the thread, or waits for it."""
-        return self._locks.is_taken(thread)
+    async def is_taken(self, thread: str) -> bool:
+        """Tell whether a turn has the thread, or waits for it; raises ``SharedStateUnavailable``."""
+        return await self._locks.is_taken(thread)
 
     @asynccontextmanager
     async def turn(self, plan: TurnPlan) -> AsyncIterator[HeldTurn]:
@@ -132,15 +133,15 @@ class TurnRegistry:
 
         Where it is left well, the ledger has what the turn took. Raises ``ConversationBusy`` where too many wait or
         the wait is too long, ``BudgetExceeded``, ``Overloaded`` where the gateway is full, ``ShuttingDown`` where it
-        is going away, and the backend's errors.
+        is going away, what the locks raise, and the backend's errors.
         """
         self._admit()
         try:
-            await self._locks.acquire(plan.thread)
+            lease = await self._locks.acquire(plan.thread)
         except BaseException:
             self._leave()
             raise
-        held, is_open = await self._begin(plan), False
+        held, is_open = await self._begin(plan, lease), False
         try:
             await self._open_turn(held.running)
             is_open = True
@@ -187,26 +188,27 @@ class TurnRegistry:
         if not self._held:
             self._idle.set()
 
-    async def _begin(self, plan: TurnPlan) -> HeldTurn:
+    async def _begin(self, plan: TurnPlan, lease: Lease) -> HeldTurn:
         try:
-            turn = await plan.begin()
+            turn = await plan.begin(lease)
             turn_id = await self._meter.open(plan.payer, turn)
         except BaseException as error:
             if isinstance(error, StorageUnavailable):
                 error.should_retry = True  # nothing was said yet
-            self._tasks.spawn(self._give_up(plan), "give up turn")
+            self._tasks.spawn(self._give_up(plan, lease), "give up turn")
             raise
         running = self._backend.turn(msgspec.structs.replace(turn, mark=turn_id))
         self._open.add(running)
         self._metrics.turns.inc()
-        return HeldTurn(turn_id, running, plan)
+        lease.on_lost = lambda: running.abort(ThreadLost())
+        return HeldTurn(turn_id, running, plan, lease)
 
-    async def _give_up(self, plan: TurnPlan) -> None:
+    async def _give_up(self, plan: TurnPlan, lease: Lease) -> None:
         try:
             await self._tell(plan, is_delivered=False)
         finally:
             plan.leave()
-            self._locks.release(plan.thread)
+            self._locks.release(lease)
             self._leave()
 
     async def _open_turn(self, running: RunningTurn) -> None:
@@ -291,14 +293,14 @@ class TurnRegistry:
         held.plan.leave()
         self._open.discard(held.running)
         self._metrics.turns.dec()
-        self._locks.release(held.plan.thread)
+        self._locks.release(held.lease)
         self._leave()
 
 
 def _outcome_of(error: GatewayError, *, is_open: bool) -> TurnOutcome:
     if not is_open and error.should_retry is True:
         return "unsent"
-    return "interrupted" if isinstance(error, ShuttingDown | ResponseCancelled) else "failed"
+    return "interrupted" if isinstance(error, ShuttingDown | ResponseCancelled | ThreadLost) else "failed"
 
 
 def _shutting_down() -> ShuttingDown:

@@ -145,7 +145,12 @@ async def _known_attempt(request: web.Request, asked: Asked) -> Attempt | Outcom
     if earlier is not None:
         return earlier
     if asked.keeper is not None and asked.keeper.name is not None:
-        attempts.name(owner_of(request), asked.keeper.name, attempt)
+        try:
+            await attempts.name(owner_of(request), asked.keeper.name, attempt)
+        except BaseException as error:
+            attempt.never_was(error)
+            await attempts.end(attempt)
+            raise
     return _New(attempt)
 
 

@@ -1,15 +1,18 @@
 """What an operator and the machinery around a process ask: alive, ready, figures."""
 
 import asyncio
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from aiohttp import web
 
 from gateway import keys
 from gateway.handlers.json_answers import json_answer
-from gateway.letta.probe import Health
-from gateway.metrics import CONTENT_TYPE
+from gateway.letta.probe import Health, Probe
+from gateway.metrics import CONTENT_TYPE, Metrics
+
+PATIENCE: Final = 2.0
+"""Seconds that figures wait for dependencies: a scraper gives up after ten, and then has no figures at all."""
 
 
 class Dependency(msgspec.Struct, omit_defaults=True):
@@ -55,7 +58,19 @@ async def ready(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """Answer all figures in Prometheus' text format."""
-    return web.Response(body=request.app[keys.METRICS].expose(), headers={"Content-Type": CONTENT_TYPE})
+    figures = request.app[keys.METRICS]
+    await asyncio.gather(*(_look(name, probe, figures) for name, probe in request.app[keys.PROBES].items()))
+    return web.Response(body=figures.expose(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _look(name: str, probe: Probe, figures: Metrics) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            health = await probe.health()
+    except TimeoutError:
+        health = Health("not_answered", PATIENCE)
+    figures.dependency_up.labels(name).set(health.failure is None)
+    figures.dependency_seconds.labels(name).set(health.seconds)
 
 
 def _readiness(readiness: Readiness) -> web.Response:

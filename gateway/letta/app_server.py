@@ -141,7 +141,7 @@ class AppServerBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Tell what an App Server can do: its agents' memory is files, and no blocks to be laid over it."""
-        return Capabilities(overlays=False, providers=False)
+        return Capabilities(overlays=False, providers=False, parks=True)
 
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation of an agent's and return its id."""

@@ -83,6 +83,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Whether an agent can be shown instructions for a turn that do not stay in its thread: ``put_on``."""
     providers: bool
     """Whether an agent can have a model provider of its own."""
+    parks: bool = False
+    """Whether a turn that waits for the client's tools waits in this process: no other gateway can go on with it."""
 
 
 class SentTurn(msgspec.Struct, frozen=True):

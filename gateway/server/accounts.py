@@ -48,6 +48,7 @@ class Accounts:
 
     def __init__(self, settings: Settings, database: Database, backend: AgentBackend, tasks: TaskSet) -> None:
         secrets = account_secrets(settings, is_shared=database.is_shared)
+        self.forwarding_key = secrets.forwarding_key
         self.profiles = Profiles(database)
         self.user_keys = UserKeys(database, secrets)
         self.identity, self._purge = _identity(settings, database, secrets)

@@ -24,15 +24,19 @@ from gateway.server.client_address import TrustedNetworks
 from gateway.server.descriptors import turns_that_fit
 from gateway.server.drain import DrainSwitch
 from gateway.server.edge import first_middleware, operator_rule, response_headers
+from gateway.server.figures import watch
 from gateway.server.lifecycle import (
     accounts_context,
     backend_context,
+    closing_context,
+    company_context,
     loop_lag_context,
     services_context,
     sweep_context,
     tasks_context,
 )
 from gateway.server.routes import OPERATIONS, ROUTES, add_routes
+from gateway.server.shared import shared_state
 from gateway.settings import LETTA_CLOUD, Settings
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
@@ -55,27 +59,48 @@ def build_app(
     metrics, tasks = metrics or Metrics(), TaskSet()
     letta = backend or build_backend(settings, metrics, tasks)
     accounts = Accounts(settings, database, letta, tasks)
+    shared = shared_state(
+        settings, metrics, tasks, instance=accounts.instances.id, forwarding_key=accounts.forwarding_key
+    )
     trusted = TrustedNetworks(settings.trusted_networks)
-    app = web.Application(middlewares=[first_middleware(trusted), *chain])
+    app = web.Application(middlewares=[first_middleware(trusted, shared.forwarder), *chain])
     app[keys.SETTINGS] = settings
     app[keys.METRICS] = metrics
     app[keys.TASKS] = tasks
     app[keys.BACKEND] = letta
-    app[keys.PROBES] = {"letta": Probe(letta.ping, tasks), "database": Probe(database.ping, tasks)}
+    app[keys.PROBES] = {
+        "letta": Probe(letta.ping, tasks),
+        "database": Probe(database.ping, tasks),
+        **shared.probes(tasks),
+    }
     app[keys.CATALOG] = Catalog(letta, tasks, settings.models_ttl)
     app[keys.DATABASE] = database
     app[keys.RESPONSES] = Responses(database)
-    app[keys.ATTEMPTS] = Attempts(Outcomes(database), tasks)
+    app[keys.ATTEMPTS] = Attempts(Outcomes(database), tasks, shared.places)
     accounts.hand_over(app)
-    app[keys.TURNS] = turns = TurnRegistry(letta, accounts.ledger, turn_policy(settings), metrics, tasks)
-    app[keys.CHATS] = Chats(turns, letta, database, chat_policy(settings), tasks)
+    watch(metrics, database, accounts.ledger)
+    app[keys.TURNS] = turns = TurnRegistry(
+        letta, accounts.ledger, turn_policy(settings), metrics, tasks, locks=shared.locks
+    )
+    app[keys.CHATS] = Chats(turns, letta, database, chat_policy(settings), tasks, places=shared.places)
+    app[keys.LIMITS] = shared.limits
+    app[keys.FORWARDER] = shared.forwarder
     app[keys.DRAIN] = DrainSwitch()
     app[keys.LOCAL] = local
     app[keys.IS_OPERATOR] = operator_rule(settings, trusted)
     add_routes(app, (*ROUTES, *cors.PREFLIGHT) if settings.cors_origins else ROUTES)
     app.on_response_prepare.append(response_headers(frozenset(settings.cors_origins)))
     app.cleanup_ctx.extend(
-        [backend_context, services_context, tasks_context, loop_lag_context, accounts_context, sweep_context]
+        [
+            backend_context,
+            services_context,
+            closing_context(shared.company),
+            tasks_context,
+            loop_lag_context,
+            accounts_context,
+            sweep_context,
+            company_context(shared.company),
+        ]
     )
     return app
 
@@ -117,11 +142,15 @@ def build_backend(settings: Settings, metrics: Metrics, tasks: TaskSet) -> Agent
 
 def chat_policy(settings: Settings) -> ChatPolicy:
     """Return which conversations requests go to."""
+    # A block is seen by all turns of its agent, and only this gateway's are known here: replicas put the text in words.
+    has_replicas = bool(settings.redis_url)
+    says_it = has_replicas and settings.system_prompts == "overlay"
     return ChatPolicy(
         conversation=settings.conversation,
-        system_prompts=settings.system_prompts,
+        system_prompts="message" if says_it else settings.system_prompts,
         tool_activity=settings.tool_activity,
         tool_wait=settings.tool_wait,
+        remembers=has_replicas or not settings.database_url,
     )
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from gateway import keys
+from gateway.handlers.forwarding import MISDIRECTED, Forwarder
 from gateway.server import cors
 from gateway.server.client_address import TrustedNetworks
 from gateway.settings import Settings, is_loopback
@@ -17,12 +18,20 @@ ANYBODY: Final = keys.Caller("local")
 """Who asks where there are no API keys: whoever is on this machine."""
 
 
-def first_middleware(trusted: TrustedNetworks) -> AiohttpMiddleware:
+def first_middleware(trusted: TrustedNetworks, forwarder: Forwarder | None = None) -> AiohttpMiddleware:
     """Return what stands before the chain: it makes the places in which the chain and handlers leave word."""
 
     @web.middleware
     async def first(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[keys.NOTES] = keys.RequestNotes(client=trusted.client_of(request))
+        if request.version > HttpVersion11:
+            raise web.HTTPBadRequest  # aiohttp would answer HTTP/2.0 in the words of HTTP/1.1, by that name
+        mark = forwarder.read(request) if forwarder is not None else None
+        if mark is None:
+            request[keys.NOTES] = keys.RequestNotes(client=trusted.client_of(request))
+        elif forwarder is not None and mark.instance != forwarder.instance:
+            return web.Response(status=MISDIRECTED)  # for a gateway that was here before
+        else:
+            request[keys.NOTES] = keys.RequestNotes(client=mark.client, is_forwarded=True)
         request[keys.CALLER] = ANYBODY
         request[keys.RESPONSE_HEADERS] = {}
         if request.app[keys.ACCESS](request) not in ("api", "user"):

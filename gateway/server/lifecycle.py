@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final, TypeAlias
 
 import structlog
 from aiohttp import web
@@ -12,13 +12,18 @@ from aiohttp import web
 from gateway import keys
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
+from gateway.server.shared import Company
 
 LAG_PERIOD: Final = 0.25
+STOOD_STILL: Final = 1.0
+"""Seconds after which a timer that is late is worth a line in the log: every stream has waited for as long."""
 TASKS_CLOSE: Final = 2.0
 SWEEP_PERIOD: Final = 30.0
 PURGE_PERIOD: Final = 3_600.0
 KEEP_RESPONSES: Final = 2_592_000.0
 """Seconds for which responses are stored: thirty days, as OpenAI does."""
+
+Context: TypeAlias = Callable[[web.Application], AsyncIterator[None]]
 
 _log: Final = structlog.get_logger("gateway.server")
 
@@ -35,6 +40,30 @@ async def services_context(app: web.Application) -> AsyncIterator[None]:
     await app[keys.ACCOUNTS].close()
 
 
+def closing_context(company: Company | None) -> Context:
+    """Return what leaves the other gateways, where there are any, once nothing is done any more."""
+
+    async def context(_: web.Application) -> AsyncIterator[None]:
+        yield
+        if company is not None:
+            await company.close()
+
+    return context
+
+
+def company_context(company: Company | None) -> Context:
+    """Return what tells the other gateways, where there are any, that this one is there."""
+
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        telling = None if company is None else app[keys.TASKS].spawn(company.run(), "tell replicas")
+        yield
+        if company is not None and telling is not None:
+            telling.cancel()
+            company.stop()
+
+    return context
+
+
 async def accounts_context(app: web.Application) -> AsyncIterator[None]:
     """Settle what dead gateways left behind before anything is served, and write down the last figures at the end."""
     await app[keys.ACCOUNTS].start()
@@ -49,7 +78,7 @@ async def tasks_context(app: web.Application) -> AsyncIterator[None]:
 
 
 async def loop_lag_context(app: web.Application) -> AsyncIterator[None]:
-    """Measure how late timers fire while the application runs."""
+    """Measure how late timers fire while the application runs, and tell when they are very late."""
     task = app[keys.TASKS].spawn(_measure_lag(app[keys.METRICS]), "measure loop lag")
     yield
     task.cancel()
@@ -87,4 +116,7 @@ async def _measure_lag(metrics: Metrics) -> None:
     while True:
         due = now() + LAG_PERIOD
         await asyncio.sleep(LAG_PERIOD)
-        metrics.loop_lag.observe(max(0.0, now() - due))
+        late = max(0.0, now() - due)
+        metrics.loop_lag.observe(late)
+        if late >= STOOD_STILL:
+            _log.warning("event loop stood still", seconds=round(late, 1))

@@ -5,10 +5,16 @@ broken header would be echoed and stored. Here such a head gets one fixed answer
 
 Connections are bounded, as each one costs a file descriptor: at the bound the one that has been idle longest makes
 room, half a request's head counting as idle; where none is idle, the new one is told so and closed.
+
+A port that several gateways share (``SO_REUSEPORT``) has a queue of connections for each of them, and closing one
+resets what is in it. So a gateway that goes away first turns newcomers away unheard: the kernel drops their first
+packet, they send it again a second later, and by then it reaches a gateway that stays.
 """
 
+import array
 import asyncio
 import socket
+import struct
 import sys
 from typing import Any, Final, cast
 
@@ -28,6 +34,8 @@ KEEPALIVE: Final = 75.0
 LINGER: Final = 2.0
 STALLED: Final = 60.0
 """Seconds that a client may leave what it was sent untaken: aiohttp waits for ever, and so would its connection."""
+RETIRING: Final = 0.5
+"""Seconds for handshakes that have begun to end: less than the second after which clients knock again."""
 
 _OPTIONS: Final[dict[str, Any]] = {
     "access_log": None,  # the chain has its own
@@ -170,24 +178,37 @@ _FULL: Final = _full()
 
 
 class Listener:
-    """One application on one address: ``start``, then ``port``; ``stop`` takes no more connections."""
+    """One application on one address: ``start``, then ``port``; ``stop`` takes no more connections.
+
+    With a ``shared_port`` it listens there too, beside other processes; ``retire`` leaves that port to them.
+    """
 
     def __init__(
-        self, app: web.Application, host: str, port: int, *, most: int | None = None, stalled: float = STALLED
+        self,
+        app: web.Application,
+        host: str,
+        port: int,
+        *,
+        most: int | None = None,
+        stalled: float = STALLED,
+        shared_port: int = 0,
     ) -> None:
         self._crowd = Crowd(most or connections_that_fit(), app[keys.METRICS])
         self._host = host
         self._wanted_port = port
+        self._shared_port = shared_port
         self._stalled = stalled
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LINGER)
         self._server: asyncio.Server | None = None
+        self._shared: tuple[socket.socket, asyncio.Server] | None = None
+        self._tried = port
         self.port = port
 
     @property
     def address(self) -> str:
-        """Return where it listens, or tried to."""
+        """Return where it listened last, or tried to."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{host}:{self.port}"
+        return f"{host}:{self._tried}"
 
     async def start(self) -> None:
         """Start the application, then listen; raises ``OSError`` where the address cannot be had."""
@@ -200,25 +221,45 @@ class Listener:
             return GuardedProtocol(server, self._crowd, loop=loop, **_OPTIONS)
 
         bound = bind(self._host, self._wanted_port, self._stalled)
-        self.port = bound.getsockname()[1]
+        self.port = self._tried = bound.getsockname()[1]
         self._server = await loop.create_server(protocol, sock=bound, backlog=BACKLOG)
+        if self._shared_port:
+            self._tried = self._shared_port
+            shared = bind(self._host, self._shared_port, self._stalled, shared=True)
+            self._shared = shared, await loop.create_server(protocol, sock=shared, backlog=BACKLOG)
+
+    async def retire(self) -> None:
+        """Leave the shared port, if there is one, to the others that listen on it: none of its connections is lost."""
+        if self._shared is None:
+            return
+        listening, server = self._shared
+        turn_away(listening)
+        await asyncio.sleep(RETIRING)
+        server.close()
 
     async def stop(self) -> None:
         """Take no more connections, end those that are open, and close the application."""
+        if self._shared is not None:
+            self._shared[1].close()
         if self._server is not None:
             self._server.close()
         await self._runner.cleanup()
         self._crowd.abort()  # who has not taken the end of its answer by now would keep the process from ending
 
 
-def bind(host: str, port: int, stalled: float = STALLED) -> socket.socket:
-    """Return a listening address; accepted connections inherit its small send buffer and its patience."""
+def bind(host: str, port: int, stalled: float = STALLED, *, shared: bool = False) -> socket.socket:
+    """Return a listening address; accepted connections inherit its small send buffer and its patience.
+
+    A ``shared`` one may be bound again by other processes of the same user.
+    """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if sys.platform == "linux":
             # Of streams the handler thinks itself; this ends whole answers that nobody reads, and hosts that vanished.
@@ -229,3 +270,21 @@ def bind(host: str, port: int, stalled: float = STALLED) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def turn_away(listening: socket.socket) -> None:
+    """Let the kernel drop the first packet of connections that are new; those that are being made are made."""
+    if sys.platform == "linux":
+        code = array.array("B", b"".join(struct.pack("HBBI", *instruction) for instruction in _NO_NEW))
+        program = struct.pack("HP", len(_NO_NEW), code.buffer_info()[0])
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+_SO_ATTACH_FILTER: Final = 26
+# Classic BPF as (code, jump if so, jump if not, operand), over a packet from its TCP header on.
+_NO_NEW: Final = (
+    (0x30, 0, 0, 13),  # load the byte of the flags
+    (0x45, 0, 1, 0x02),  # is SYN among them?
+    (0x06, 0, 0, 0),  # yes: drop it
+    (0x06, 0, 0, 0xFFFF_FFFF),  # no: keep all of it
+)

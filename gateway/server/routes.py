@@ -20,6 +20,7 @@ from gateway.handlers import (
     platform_user,
     responses,
 )
+from gateway.handlers.forwarding import forwarded
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -40,12 +41,12 @@ OPERATIONS: Final = (
 OPENAI: Final = (
     Route("GET", "/v1/models", models.list_models, "api"),
     Route("GET", "/v1/models/{model:.+}", models.retrieve, "api"),
-    Route("POST", "/v1/chat/completions", chat_completions.create, "api"),
-    Route("POST", "/v1/responses", responses.create, "api"),
+    Route("POST", "/v1/chat/completions", forwarded(chat_completions.create), "api"),
+    Route("POST", "/v1/responses", forwarded(responses.create), "api"),
     Route("GET", "/v1/responses/{response}", responses.retrieve, "api"),
     Route("DELETE", "/v1/responses/{response}", responses.delete, "api"),
     Route("GET", "/v1/responses/{response}/input_items", responses.list_input_items, "api"),
-    Route("POST", "/v1/responses/{response}/cancel", responses.cancel, "api"),
+    Route("POST", "/v1/responses/{response}/cancel", forwarded(responses.cancel), "api"),
 )
 
 PLATFORM: Final = (
@@ -57,7 +58,7 @@ PLATFORM: Final = (
     Route("POST", "/api/v1/auth/logout", platform_auth.logout, "user"),
     Route("POST", "/api/v1/auth/password", platform_auth.change_password, "user"),
     Route("GET", "/api/v1/auth/me", platform_auth.me, "user"),
-    Route("POST", "/api/v1/chat/message", platform_chat.send, "user"),
+    Route("POST", "/api/v1/chat/message", forwarded(platform_chat.send), "user"),
     Route("GET", "/api/v1/chat/history", platform_chat.history, "user"),
     Route("DELETE", "/api/v1/chat/history", platform_chat.delete_history, "user"),
     Route("GET", "/api/v1/agent/status", platform_agent.status, "user"),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,9 @@ from gateway.metrics import Metrics
 from gateway.server import descriptors, drain, logs
 from gateway.server.accounts import account_secrets
 from gateway.server.app import build_app, build_operations_app
-from gateway.server.listener import Listener
+from gateway.server.listener import RETIRING, Listener
 from gateway.server.local_letta import local_config
+from gateway.server.notify import ServiceManager
 from gateway.settings import Settings
 from gateway.storage.address import Address, PostgresServer, address_of
 from gateway.storage.engine import Database
@@ -36,6 +38,8 @@ from middleware.chain import build_chain
 PROBES: Final = 16
 """Connections to the metrics port: of what ``descriptors.RESERVE`` keeps."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+AFTER_GRACE: Final = 20.0
+"""Seconds that the end may take once the grace is over: turns settled, connections closed, a local Letta ended."""
 
 _log: Final = structlog.get_logger("gateway.server")
 
@@ -55,8 +59,9 @@ def run(settings: Settings, announce: Callable[[str], None]) -> None:
 
 
 async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    signals, metrics, tasks = SignalCount(), Metrics(), TaskSet()
+    signals, metrics, tasks, manager = SignalCount(), Metrics(), TaskSet(), ServiceManager(os.environ)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(manager.close)
         local, address = None, _address(settings)
         # What is wrong with the settings is said before anything is started.
         account_secrets(settings, is_shared=isinstance(address, PostgresServer))
@@ -68,7 +73,8 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
             settings = msgspec.structs.replace(settings, letta_base_url=local.url, letta_api_key=local.child.token)
         database = await _opened(address)
         stack.push_async_callback(database.close)
-        await _listen(settings, build_app(settings, database, metrics=metrics, local=local), signals, announce)
+        app = build_app(settings, database, metrics=metrics, local=local)
+        await _listen(settings, app, signals, manager, announce)
 
 
 def _address(settings: Settings) -> Address:
@@ -114,9 +120,15 @@ async def _entered(
 
 
 async def _listen(
-    settings: Settings, app: web.Application, signals: "SignalCount", announce: Callable[[str], None]
+    settings: Settings,
+    app: web.Application,
+    signals: "SignalCount",
+    manager: ServiceManager,
+    announce: Callable[[str], None],
 ) -> None:
-    listeners = [Listener(app, settings.host, settings.port, stalled=settings.write_timeout)]
+    listeners = [
+        Listener(app, settings.host, settings.port, stalled=settings.write_timeout, shared_port=settings.shared_port)
+    ]
     if settings.metrics_port:
         listeners.append(Listener(build_operations_app(app), settings.host, settings.metrics_port, most=PROBES))
     try:
@@ -136,8 +148,12 @@ async def _listen(
         app[keys.TASKS].spawn(_clean_up(app[keys.BACKEND]), "clean up letta")
         _warn_of_sqlite(app[keys.DATABASE])
         _log.info("serving", host=settings.host, port=listeners[0].port)
+        manager.ready(f"Serving {settings.host}, port {listeners[0].port}")
         await signals.first.wait()
-        ending = app[keys.TASKS].spawn(drain.drain(app, settings.grace), "drain")
+        manager.stopping(
+            RETIRING + settings.grace + AFTER_GRACE, f"Draining: open turns have {settings.grace:g} s to finish"
+        )
+        ending = app[keys.TASKS].spawn(_drained(app, listeners[0], settings.grace), "drain")
         hurry = app[keys.TASKS].spawn(signals.second.wait(), "second signal")
         await asyncio.wait({ending, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
@@ -148,6 +164,12 @@ async def _listen(
         for listener in listeners:
             await listener.stop()
     _log.info("stopped")
+
+
+async def _drained(app: web.Application, listener: Listener, grace: float) -> None:
+    drain.begin(app)
+    await listener.retire()  # before turns are ended: who is already connected is to be answered
+    await drain.drain(app, grace)
 
 
 async def _check_kind(settings: Settings, backend: AgentBackend) -> None:

@@ -1,23 +1,44 @@
 """Whose turn it is on each thread: what the registry asks of whoever keeps that."""
 
+from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from gateway.errors import GatewayError
+
+
+class Lease(msgspec.Struct, eq=False):
+    """A thread that is a turn's own.
+
+    ``fence`` grows from one lease of the thread to the next, whichever gateway has it: what a later one wrote, an
+    earlier one must not replace; None where no other gateway writes. ``is_news`` tells that another gateway may have
+    had the thread since this one did. ``on_lost`` is called where the thread is another gateway's all of a sudden.
+    """
+
+    thread: str
+    fence: int | None = None
+    is_news: bool = False
+    on_lost: Callable[[], None] | None = None
 
 
 class ThreadLocks(Protocol):
     """Gives each thread to one turn at a time, first come, first served."""
 
-    async def acquire(self, thread: str) -> None:
-        """Wait for a thread; raises ``ConversationBusy`` where too many wait or the wait is too long."""
+    async def acquire(self, thread: str) -> Lease:
+        """Wait for a thread; raises ``ConversationBusy`` where too many wait or the wait is too long.
+
+        Where replicas share threads, also ``SharedStateUnavailable``, and ``HeldElsewhere`` for a thread on which a
+        turn waits in another gateway.
+        """
         ...
 
-    def release(self, thread: str) -> None:
+    def release(self, lease: Lease) -> None:
         """Give a thread to whoever waits first."""
         ...
 
-    def is_taken(self, thread: str) -> bool:
-        """Tell whether a turn has a thread."""
+    async def is_taken(self, thread: str) -> bool:
+        """Tell whether a turn has a thread; raises ``SharedStateUnavailable``."""
         ...
 
     def refuse_waiting(self, error: GatewayError) -> None:

@@ -5,6 +5,7 @@ from collections import deque
 
 from gateway.errors import ConversationBusy, GatewayError
 from gateway.metrics import Metrics
+from gateway.shared_state.locks import Lease
 
 
 class MemoryLocks:
@@ -19,12 +20,12 @@ class MemoryLocks:
     def __len__(self) -> int:
         return len(self._threads)
 
-    async def acquire(self, thread: str) -> None:
+    async def acquire(self, thread: str) -> Lease:
         """Wait for a thread; raises ``ConversationBusy`` where too many wait or the wait is too long."""
         queue = self._threads.get(thread)
         if queue is None:
             self._threads[thread] = deque()
-            return
+            return Lease(thread)
         if len(queue) >= self._depth:
             raise ConversationBusy
         turn_comes = asyncio.get_running_loop().create_future()
@@ -33,9 +34,10 @@ class MemoryLocks:
         try:
             async with asyncio.timeout(self._wait):
                 await turn_comes
+            return Lease(thread)
         except BaseException as error:
             if turn_comes.done() and not turn_comes.cancelled() and turn_comes.exception() is None:
-                self.release(thread)  # it was given to us in the very moment that we gave up
+                self._hand_on(thread)  # it was given to us in the very moment that we gave up
             elif turn_comes in queue:
                 queue.remove(turn_comes)
             if isinstance(error, TimeoutError):
@@ -44,8 +46,11 @@ class MemoryLocks:
         finally:
             self._metrics.waiting.dec()
 
-    def release(self, thread: str) -> None:
+    def release(self, lease: Lease) -> None:
         """Give a thread to whoever waits first."""
+        self._hand_on(lease.thread)
+
+    def _hand_on(self, thread: str) -> None:
         queue = self._threads[thread]
         while queue:
             next_turn = queue.popleft()
@@ -54,7 +59,7 @@ class MemoryLocks:
                 return
         del self._threads[thread]
 
-    def is_taken(self, thread: str) -> bool:
+    async def is_taken(self, thread: str) -> bool:
         """Tell whether a turn has a thread."""
         return thread in self._threads
 

@@ -1,7 +1,7 @@
 """The database: transactions with deadlines, one at a time on SQLite, some at a time on PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
@@ -55,7 +55,7 @@ class Connection:
 
 
 class Database:
-    """The gateway's own database; ``open`` makes one."""
+    """The gateway's own database; ``open`` makes one, and ``on_failure`` is called for each transaction that fails."""
 
     def __init__(self, address: Address, limits: StorageLimits) -> None:
         self._address = address
@@ -69,6 +69,7 @@ class Database:
         self._identity: tuple[int, int] | None = None
         self._is_down = False
         self._is_closed = False
+        self.on_failure: Callable[[], object] | None = None
 
     @property
     def is_shared(self) -> bool:
@@ -172,6 +173,8 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._looker, connections.identity, self._address.path)
 
     def _went_down(self, reason: str) -> None:
+        if self.on_failure is not None:
+            self.on_failure()
         if not self._is_down:
             _log.warning("database unavailable", reason=reason)
         self._is_down = True

@@ -20,6 +20,7 @@ class StorageFailed(Exception):
 
 BUSY: Final = "busy"
 CLOSED: Final = "closed"
+CONFLICT: Final = "in conflict"
 DAMAGED: Final = "damaged"
 FULL: Final = "full"
 GONE: Final = "gone"
@@ -50,7 +51,7 @@ _POSTGRES: Final = {
     "25006": READ_ONLY,
     "28": REFUSED,
     "3D": GONE,
-    "40": "in conflict",
+    "40": CONFLICT,
     "42501": REFUSED,
     "53": FULL,
     "55P03": LOCKED,

@@ -29,9 +29,10 @@ pins: Final = Table(
     Column("instructions", LargeBinary),
     Column("is_settled", Boolean, nullable=False),
     Column("pinned_at", Double, nullable=False),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
     Index(None, "agent_id"),
 )
-"""Which Letta conversation a chat has."""
+"""Which Letta conversation a chat has; ``fence`` is that of the lease under which it was written."""
 
 waiting_calls: Final = Table(
     "waiting_calls",

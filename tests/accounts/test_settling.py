@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
@@ -242,3 +243,13 @@ async def test_end_does_not_wait_for_ever(desk: Desk, logs: list[Any]) -> None:
     await desk.settling.end(0.05)
     assert {"event": "ledger not written to its end", "turns": 1, "log_level": "warning"} in logs
     await desk.tasks.close(0)
+
+
+async def test_oldest_of_what_waits(desk: Desk) -> None:
+    desk.down = StorageUnavailable()
+    await desk.settling.settle(msgspec.structs.replace(over("t-1"), ended_at=7.0))
+    await desk.settling.settle(msgspec.structs.replace(over("t-2"), ended_at=6.0))
+    assert desk.settling.oldest == 6.0
+    desk.down = None
+    await desk.until_written(2)
+    assert desk.settling.oldest is None

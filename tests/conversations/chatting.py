@@ -16,6 +16,8 @@ from gateway.conversations.turns import TurnPolicy, TurnRegistry
 from gateway.letta.backend import always_ready
 from gateway.letta.scripted import Script, ScriptedBackend, ScriptedTurn
 from gateway.metrics import Metrics
+from gateway.shared_state.memory import MemoryLocks
+from gateway.shared_state.places import Alone
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import AgentEvent, Batch, Stop, TextDelta, ToolCallDelta, Usage
@@ -88,8 +90,10 @@ class Gateway:
         self.tasks = TaskSet()
         self.clients = TaskSet()
         self.meter = RecordingMeter()
-        self.registry = TurnRegistry(letta, self.meter, turns, Metrics(), self.tasks)
-        self.chats = Chats(self.registry, letta, database, policy, self.tasks)
+        metrics = Metrics()
+        locks = MemoryLocks(depth=turns.queue_depth, wait=turns.queue_wait, metrics=metrics)
+        self.registry = TurnRegistry(letta, self.meter, turns, metrics, self.tasks, locks=locks)
+        self.chats = Chats(self.registry, letta, database, policy, self.tasks, places=Alone())
         self.directory = Directory(database)
         self.calls = WaitingCalls(database)
 

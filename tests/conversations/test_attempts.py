@@ -10,13 +10,16 @@ from gateway.conversations.attempts import Attempt, Attempts, Identity
 from gateway.conversations.outcomes import Outcome, Outcomes
 from gateway.errors import (
     BudgetExceeded,
+    ConversationBusy,
     GatewayError,
     IdempotencyConflict,
     ModelNotFound,
     OutcomeUnknown,
+    SharedStateUnavailable,
     TurnFailed,
     UpstreamUnavailable,
 )
+from gateway.shared_state.places import Alone
 from gateway.tasks import TaskSet
 from tests.storage.late import LateDatabase
 
@@ -79,7 +82,7 @@ async def tasks() -> AsyncIterator[TaskSet]:
 @pytest.fixture
 async def attempts(tasks: TaskSet) -> AsyncIterator[Attempts]:
     database = LateDatabase()
-    yield Attempts(Outcomes(database), tasks)
+    yield Attempts(Outcomes(database), tasks, Alone())
     await database.close()
 
 
@@ -285,6 +288,41 @@ async def test_two_that_begin_at_once_share_the_first(attempts: Attempts) -> Non
     assert await attempts.begin(second) is first
 
 
+class Silent(Alone):
+    """Places that cannot be asked, which takes a while to be known."""
+
+    async def take(self, name: str, seconds: float) -> None:
+        await asyncio.sleep(0.01)
+        raise SharedStateUnavailable
+
+
+async def test_who_has_joined_is_told_of_an_answer_that_cannot_begin(tasks: TaskSet) -> None:
+    """Another request with the key came while it was asked whether the first one may be answered."""
+    database = LateDatabase()
+    attempts, first = Attempts(Outcomes(database), tasks, Silent()), Attempt(EVENTS, named())
+    beginning = asyncio.get_running_loop().create_task(attempts.begin(first))
+    await asyncio.sleep(0)
+    assert await attempts.begin(Attempt(EVENTS, named())) is first
+    with pytest.raises(SharedStateUnavailable):
+        await beginning
+    assert first.over.is_set()
+    assert isinstance(first.error, SharedStateUnavailable)
+    assert attempts._known == {}
+    await database.close()
+
+
+async def test_who_has_joined_is_told_of_a_client_that_left_before_its_answer_began(attempts: Attempts) -> None:
+    first = Attempt(EVENTS, named())
+    beginning = asyncio.get_running_loop().create_task(attempts.begin(first))
+    await asyncio.sleep(0)
+    assert await attempts.begin(Attempt(EVENTS, named())) is first
+    beginning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    assert first.over.is_set()
+    assert isinstance(first.error, ConversationBusy)
+
+
 async def test_sdk_is_answered_again_for_a_while(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     made = await ended(attempts, sdk(), lambda attempt: attempt.push(b"{}"))
     assert await attempts.find(sdk()) is None, "the first try of a request is a request of its own"
@@ -310,7 +348,7 @@ async def test_key_stands_for_a_day(attempts: Attempts) -> None:
 async def test_answer_is_cancelled_by_its_name(attempts: Attempts, tasks: TaskSet) -> None:
     attempt, producer = Attempt(EVENTS), Producer()
     attempt.start(tasks, producer)
-    attempts.name("anna", "resp_1", attempt)
+    await attempts.name("anna", "resp_1", attempt)
     await asyncio.sleep(0)
     assert not await attempts.cancel("ben", "resp_1")
     assert await attempts.cancel("anna", "resp_1")

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import select
 
 from gateway.conversations.directory import Directory, Pinned, RecentPins
-from gateway.errors import StorageUnavailable
+from gateway.conversations.divergence import DIGEST
+from gateway.errors import StorageUnavailable, ThreadLost
 from gateway.storage.address import Address, PostgresServer, SqliteFile
 from gateway.storage.engine import Database
 from gateway.storage.tables import pins
@@ -200,10 +201,33 @@ async def test_memory_is_bounded(alone: Database) -> None:
     assert await directory.find("owner", "agent-1", "chat-1") == Pinned("conv-1")
 
 
+async def test_what_another_gateway_may_have_changed_is_read_again(address: Address) -> None:
+    async with opened(address) as database:
+        here, elsewhere = Directory(database), Directory(database)
+        await here.pin("owner", "agent-1", "chat", Pinned("conv-1"))
+        await elsewhere.pin("owner", "agent-1", "chat", Pinned("conv-2"))
+        assert await here.find("owner", "agent-1", "chat") == Pinned("conv-1")
+        assert await here.find("owner", "agent-1", "chat", is_news=True) == Pinned("conv-2")
+        assert await here.find("owner", "agent-1", "chat") == Pinned("conv-2")
+
+
+async def test_gateway_that_lost_its_thread_does_not_write_over_what_came_after(address: Address) -> None:
+    async with opened(address) as database:
+        here, elsewhere = Directory(database), Directory(database)
+        await here.pin("owner", "agent-1", "chat", Pinned("conv-1"), 7)
+        await elsewhere.pin("owner", "agent-1", "chat", Pinned("conv-2"), 8)
+        with pytest.raises(ThreadLost):
+            await here.pin("owner", "agent-1", "chat", Pinned("conv-1", (b"x" * DIGEST,)), 7)
+        assert await here.find("owner", "agent-1", "chat") == Pinned("conv-2")
+        await elsewhere.pin("owner", "agent-1", "chat", Pinned("conv-3"), 8)
+        await elsewhere.pin("owner", "agent-1", "chat", Pinned("conv-4"))
+        assert await here.find("owner", "agent-1", "chat", is_news=True) == Pinned("conv-4")
+
+
 @pytest.mark.live
 async def test_gateways_that_share_a_database_see_each_others_pins(postgres_address: PostgresServer) -> None:
     async with opened(postgres_address) as one, opened(postgres_address) as other:
-        first, second = Directory(one), Directory(other)
+        first, second = Directory(one, remembers=False), Directory(other, remembers=False)
         await first.pin("owner", "agent-1", "chat", Pinned("conv-1"))
         assert await second.find("owner", "agent-1", "chat") == Pinned("conv-1")
         await second.pin("owner", "agent-1", "chat", Pinned("conv-2"))

@@ -13,6 +13,8 @@ from gateway.conversations.plans import OWN_THREAD, Continued, Desk, OwnThread, 
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.errors import ConversationBusy, StorageUnavailable, UpstreamUnavailable
 from gateway.letta.scripted import Hold
+from gateway.shared_state.locks import Lease
+from gateway.shared_state.places import Alone
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
@@ -48,6 +50,8 @@ async def desk(store: Database) -> AsyncIterator[Desk]:
         gates=OverlayGates(),
         system_prompts="overlay",
         tasks=TaskSet(),
+        places=Alone(),
+        parked=900.0,
     )
     yield made
     await done(made)
@@ -99,7 +103,7 @@ EVERY = [own, pinned, throwaway, continued]
 
 async def whole(plan: Plan, *events: Any) -> AgentTurn:
     """Take a plan's turn, in which the agent says this."""
-    turn = await plan.begin()
+    turn = await plan.begin(Lease(plan.thread))
     plan.heard.receive([*events])
     await plan.end(is_delivered=True)
     plan.leave()
@@ -144,13 +148,13 @@ async def test_plan_that_was_never_begun_ends_and_leaves(desk: Desk, make: Make,
 async def test_plan_is_left_once(desk: Desk, make: Make) -> None:
     plan = make(desk, request())
     await desk.gates.enter("agent-1")
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     for _ in range(3):
         plan.leave()
     assert desk.gates._agents["agent-1"].turns == 1
     desk.gates.leave("agent-1")
     plan = make(desk, request())
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     await plan.end(is_delivered=True)
     plan.leave()
 
@@ -161,10 +165,10 @@ async def test_agent_that_shows_anothers_instructions_for_too_long(
 ) -> None:
     monkeypatch.setattr(overlays, "WAIT", 0.01)
     first = OwnThread(desk, request(instructions="Be kind"))
-    await first.begin()
+    await first.begin(Lease(first.thread))
     plan = make(desk, request())
     with pytest.raises(ConversationBusy):
-        await plan.begin()
+        await plan.begin(Lease(plan.thread))
     await plan.end(is_delivered=False)
     plan.leave()
     assert letta(desk).conversations == {}
@@ -201,7 +205,7 @@ async def test_calls_that_do_not_wait_are_not_written_down(desk: Desk, make: Mak
 @pytest.mark.parametrize("make", EVERY)
 async def test_results_settle_the_calls_of_their_conversation_alone(desk: Desk, make: Make) -> None:
     plan = make(desk, request(user("a"), called("call_1"), ToolResult("call_1", "1")))
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     elsewhere = WaitingCall(
         call_id="call_9",
         owner="anna",
@@ -267,7 +271,7 @@ async def test_plans_that_have_something_to_write_down(
 )
 async def test_plan_of_the_own_thread_is_not_quiet_once_it_has_something_to_undo(desk: Desk, asked: Request) -> None:
     plan = OwnThread(desk, asked)
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     assert not plan.is_quiet
     await plan.end(is_delivered=True)
     plan.leave()
@@ -275,7 +279,7 @@ async def test_plan_of_the_own_thread_is_not_quiet_once_it_has_something_to_undo
 
 async def test_overlay_is_the_owners_and_the_clients(desk: Desk) -> None:
     plan = OwnThread(desk, request(instructions="Be kind"))
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     assert letta(desk).overlays == {"agent-1": Overlay("anna:client", "Be kind")}
     await plan.end(is_delivered=True)
     assert letta(desk).overlays == {}
@@ -284,7 +288,7 @@ async def test_overlay_is_the_owners_and_the_clients(desk: Desk) -> None:
 
 async def test_overlay_is_lifted_where_the_rest_of_the_end_fails(desk: Desk, store: Database) -> None:
     plan = OwnThread(desk, request(called("call_1"), ToolResult("call_1", "1"), instructions="Be kind"))
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     await store.close()
     with pytest.raises(StorageUnavailable):
         await plan.end(is_delivered=True)
@@ -297,7 +301,7 @@ async def test_instructions_that_are_put_on_while_the_turn_is_left_are_taken_off
     gate = asyncio.Event()
     letta(desk).holding = Hold(gate)
     plan = OwnThread(desk, request(instructions="Be kind"))
-    task = desk.tasks.spawn(plan.begin(), "begin")
+    task = desk.tasks.spawn(plan.begin(Lease(plan.thread)), "begin")
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -317,6 +321,8 @@ async def test_own_threads_instructions_are_no_chats(desk: Desk) -> None:
         gates=desk.gates,
         system_prompts="message",
         tasks=desk.tasks,
+        places=desk.places,
+        parked=desk.parked,
     )
     turn = await whole(OwnThread(told, request(instructions="Be kind")), Stop("end_turn"))
     assert turn.news == (Instructed("Be kind"), user("a"))
@@ -326,7 +332,7 @@ async def test_own_threads_instructions_are_no_chats(desk: Desk) -> None:
 
 async def test_pin_is_not_settled_until_the_answer_is_known(desk: Desk) -> None:
     plan = PinnedChat(desk, request(), "c-1")
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     known = await desk.directory.find("anna", "agent-1", "c-1")
     assert known is not None
     assert (known.conversation_id, known.seen, known.is_settled) == ("conv-1", (), False)
@@ -343,7 +349,7 @@ async def test_database_that_fails_in_the_begin(desk: Desk, store: Database) -> 
     await store.close()
     plan = PinnedChat(desk, request(), "c-1")
     with pytest.raises(StorageUnavailable):
-        await plan.begin()
+        await plan.begin(Lease(plan.thread))
     await plan.end(is_delivered=False)
     plan.leave()
 
@@ -369,7 +375,7 @@ async def test_same_news_twice_are_said_twice(desk: Desk) -> None:
 
 async def test_throwaway_conversation_goes_where_its_calls_cannot_be_written_down(desk: Desk, store: Database) -> None:
     plan = Throwaway(desk, request(tools=(TOOL,)))
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     plan.heard.receive([ToolCallDelta("call_1", "f", "{}"), Stop("requires_approval")])
     await store.close()
     with pytest.raises(StorageUnavailable):
@@ -396,7 +402,7 @@ async def test_conversation_of_calls_goes_when_they_are_done(
         **{name: getattr(WAITING, name) for name in WAITING.__struct_fields__} | {"is_ephemeral": is_ephemeral}
     )
     plan = Continued(desk, request(called("call_1"), ToolResult("call_1", "1")), waiting)
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     plan.heard.receive(events)
     await plan.end(is_delivered=is_delivered)
     plan.leave()
@@ -406,7 +412,7 @@ async def test_conversation_of_calls_goes_when_they_are_done(
 
 async def test_conversation_that_cannot_be_deleted_is_left(desk: Desk) -> None:
     plan = Throwaway(desk, request())
-    await plan.begin()
+    await plan.begin(Lease(plan.thread))
     letta(desk).down = UpstreamUnavailable()
     await plan.end(is_delivered=True)
     plan.leave()

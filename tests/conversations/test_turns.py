@@ -24,6 +24,7 @@ from gateway.errors import (
 )
 from gateway.letta.scripted import Break, Hang, Hold, Pause, Script, ScriptedBackend, ScriptedTurn, says
 from gateway.metrics import Metrics
+from gateway.shared_state.locks import Lease
 from gateway.shared_state.memory import MemoryLocks
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Failure, Stop, TextDelta, Usage
@@ -72,7 +73,8 @@ class Saying:
         self._begin = begin
         self._end = end
 
-    async def begin(self) -> AgentTurn:
+    async def begin(self, lease: Lease) -> AgentTurn:
+        assert lease.thread == self.thread
         self.events.append("begin")
         if self._begin is not None:
             await self._begin()
@@ -256,6 +258,7 @@ async def test_gateway_is_full() -> None:
     house.backend.play(TALKS_FOR_EVER, TALKS_FOR_EVER)
     held = [await house.client(name, agent) for name, agent in (("a", "agent-1"), ("b", "agent-1"))]
     assert isinstance(await outcome(await house.client("c", "agent-2")), Overloaded)
+    assert (house.gauge("held_turns"), house.gauge("most_turns")) == (2, 2), "one of them waits"
     for task in held:
         await leave(task)
         await settled()
@@ -268,10 +271,10 @@ async def test_thread_is_taken_while_a_turn_has_it_or_is_settled(house: House) -
     gate = asyncio.Event()
     task = await house.client(Saying("a", end=gate.wait))
     assert await task == 5
-    assert (house.registry.is_taken("agent-1"), house.registry.is_taken("agent-2")) == (True, False)
+    assert (await house.registry.is_taken("agent-1"), await house.registry.is_taken("agent-2")) == (True, False)
     gate.set()
     await settled()
-    assert not house.registry.is_taken("agent-1")
+    assert not await house.registry.is_taken("agent-1")
 
 
 # Leaving early -------------------------------------------------------------------------------------------------------
@@ -697,7 +700,7 @@ async def test_answer_that_was_heard_to_its_end_is_in_the_ledger_before_the_turn
     gate = asyncio.Event()
     house.meter.closing = gate
     task = await house.client(Saying("a", quiet=True))
-    assert (house.meter.outcomes, task.done(), house.registry.is_taken("agent-1")) == (["complete"], False, True)
+    assert (house.meter.outcomes, task.done(), await house.registry.is_taken("agent-1")) == (["complete"], False, True)
     gate.set()
     assert await task == 5
 

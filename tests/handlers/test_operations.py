@@ -3,6 +3,7 @@ import time
 import pytest
 
 from gateway.errors import UpstreamTimeout, UpstreamUnavailable
+from gateway.handlers import operations
 from gateway.letta import probe
 from gateway.letta.scripted import Hang, ScriptedBackend
 from gateway.server import drain
@@ -83,3 +84,28 @@ async def test_metrics_in_the_format_of_prometheus() -> None:
     assert answer.status == 200
     assert (answer.header("content-type") or "").startswith("text/plain; version=")
     assert b"# TYPE letta_gateway_requests_total counter" in answer.body
+
+
+async def test_figures_tell_whether_dependencies_answer() -> None:
+    backend = ScriptedBackend([FRIEND])
+    async with serving(backend=backend) as gateway:
+        figures = (await gateway.ask("GET", "/metrics")).body.decode()
+        assert 'letta_gateway_dependency_up{dependency="letta"} 1.0' in figures
+        assert 'letta_gateway_dependency_up{dependency="database"} 1.0' in figures
+        assert 'letta_gateway_dependency_seconds{dependency="letta"} ' in figures
+        backend.down = UpstreamUnavailable()
+        figures = (await gateway.ask("GET", "/metrics")).body.decode()
+        assert 'letta_gateway_dependency_up{dependency="letta"} 0.0' in figures
+        assert 'letta_gateway_dependency_up{dependency="database"} 1.0' in figures
+
+
+async def test_silent_letta_does_not_hold_up_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "PATIENCE", 0.05)
+    backend = ScriptedBackend([FRIEND])
+    backend.holding = Hang()
+    async with serving(backend=backend) as gateway:
+        started = time.monotonic()
+        figures = (await gateway.ask("GET", "/metrics")).body.decode()
+        assert time.monotonic() - started < 1
+        assert 'letta_gateway_dependency_up{dependency="letta"} 0.0' in figures
+        assert 'letta_gateway_dependency_seconds{dependency="letta"} 0.05' in figures

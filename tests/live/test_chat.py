@@ -94,6 +94,7 @@ async def test_an_agent_made_a_moment_ago_answers_and_one_deleted_is_unknown(let
         assert gone.value.code == "model_not_found"
 
 
+@pytest.mark.services
 async def test_more_agents_than_a_page(client: openai.AsyncOpenAI, letta: LettaServer) -> None:
     names = [f"Crowd {number}" for number in range(103)]
     with letta.crowd(names):

@@ -16,6 +16,8 @@ from tests.live.letta_server import Agent, LettaServer
 from tests.live.test_chat import stream, text_of, user
 from tests.live.v1_server import V1Server
 
+pytestmark = pytest.mark.services  # a V1 server takes half a minute of a processor to start again
+
 
 async def whole(client: openai.AsyncOpenAI, model: str, text: str) -> list[tuple[float, ChatCompletionChunk]]:
     await client.chat.completions.create(model=model, messages=user(text))

@@ -144,6 +144,7 @@ async def test_turn_that_goes_on_unheard(thread: Thread) -> None:
     assert await thread.agrees()
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("text", "moment"),
     [

@@ -140,6 +140,7 @@ async def test_a_legacy_agent_speaks(v1: V1Server, http: aiohttp.ClientSession) 
     assert said == "You said: Hello"
 
 
+@pytest.mark.services
 async def test_the_server_comes_back_on_the_same_port(v1: V1Server, agent: Agent) -> None:
     port = v1.port
     await asyncio.to_thread(v1.kill)

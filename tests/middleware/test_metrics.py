@@ -1,12 +1,8 @@
-import asyncio
-import random
-import string
-
 from gateway.letta.scripted import Hang, Script
-from tests.server.running import Running, chat_request, serving, settings
-from tests.server.wire import request, until
-
-SEED = 7
+from tests.server.people import town
+from tests.server.running import Running, chat_request, serving
+from tests.server.strangers import Strangers
+from tests.server.wire import until
 
 
 def series(gateway: Running) -> set[str]:
@@ -42,33 +38,13 @@ async def test_client_that_does_not_wait() -> None:
 
 
 async def test_series_stay_the_same_whatever_clients_send() -> None:
-    chance = random.Random(SEED)
-
-    def word(most: int) -> str:
-        return "".join(chance.choices(string.ascii_letters + string.digits + "-_", k=chance.randint(1, most)))
-
-    def some_request() -> bytes:
-        match chance.randrange(5):
-            case 0:
-                return request("GET", f"/{word(30)}/{word(10)}?{word(5)}={word(5)}")
-            case 1:
-                method = chance.choice(("PROPFIND", "TRACE", "MKCOL", "PURGE", "SUBSCRIBE", word(20).upper()))
-                return request(method, f"/v1/{word(20)}")
-            case 2:
-                return request("GET", f"/v1/models/{word(40)}", {"X-Request-Id": word(50), "User-Agent": word(50)})
-            case 3:
-                return chat_request(model=word(30), user=word(30))
-            case _:
-                return request(word(9), f"/v1/models?{word(9)}", {"X-Forwarded-For": word(20), "Origin": word(9)})
-
-    async with serving(settings(rate_limit="1000000/minute")) as gateway:
-
-        async def send(count: int) -> None:
-            for _ in range(count):
-                await gateway.raw(some_request())
-
-        await asyncio.gather(*(send(50) for _ in range(4)))
+    async with town(talks=False) as gateway:
+        strangers = Strangers(gateway)
+        await strangers.try_everything()
         before = series(gateway)
-        await asyncio.gather(*(send(500) for _ in range(4)))
+        await strangers.come(2_000)
         assert series(gateway) == before
-        assert len(before) < 250
+        assert len(before) < 500
+        assert strangers.answers > 2_000
+        exposed = gateway.exposed()
+        assert not [word for word in (*strangers.words, gateway.ann.id, gateway.ann.email) if word in exposed]

@@ -1,12 +1,10 @@
 import asyncio
-import time
 from collections import Counter
 
 import limits
 import pytest
-from limits.aio.strategies import MovingWindowRateLimiter
 
-from middleware.rate_limit import Windows, duration
+from middleware.rate_limit import duration
 from tests.handlers.platforms import ANN, BEN, key, platform, token
 from tests.server.running import serving, settings
 
@@ -165,37 +163,14 @@ def test_durations_as_openai_writes_them(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
 
 
-# The windows ---------------------------------------------------------------------------------------------------------
+# Figures -------------------------------------------------------------------------------------------------------------
 
 
-async def test_many_clients_cost_no_more_than_few() -> None:
-    limiter = MovingWindowRateLimiter(Windows())
-    for number in range(5_000):
-        await limiter.hit(LIMIT, str(number))
-    started = time.process_time()
-    for number in range(500):
-        await limiter.hit(LIMIT, str(number))
-        await limiter.get_window_stats(LIMIT, str(number))
-        await asyncio.sleep(0)
-    assert (time.process_time() - started) / 500 < 0.0002
-
-
-async def test_clients_whose_window_is_over_are_forgotten() -> None:
-    windows = Windows()
-    for number in range(50):
-        assert await windows.acquire_entry(str(number), 1, 1)
-        assert not await windows.acquire_entry(str(number), 1, 1)
-    assert await windows.acquire_entry("patient", 2, 60)
-    await asyncio.sleep(1.05)
-    windows._forget_at = 0.0
-    assert await windows.acquire_entry("patient", 2, 60)
-    assert set(windows.events) == {"patient"}
-    assert len(windows.events["patient"]) == 2
-    assert await windows.acquire_entry("0", 1, 1)
-
-
-async def test_more_at_once_than_a_window_holds() -> None:
-    windows = Windows()
-    assert not await windows.acquire_entry("greedy", 2, 60, amount=3)
-    assert await windows.acquire_entry("greedy", 2, 60, amount=2)
-    assert not await windows.acquire_entry("greedy", 2, 60)
+async def test_refusals_are_counted_by_surface() -> None:
+    async with platform(api_keys=("sk-one",), rate_limit="1/minute") as gateway:
+        for path, headers, times in (("/v1/models", key(ANN), 3), ("/api/v1/auth/me", token(BEN), 2)):
+            for number in range(times):
+                address = {"X-Forwarded-For": f"203.0.113.{times}{number}"}
+                await gateway.ask("GET", path, {**headers, **address})
+        assert 'letta_gateway_rate_limited_total{surface="openai"} 2.0' in gateway.exposed()
+        assert 'letta_gateway_rate_limited_total{surface="platform"} 1.0' in gateway.exposed()

@@ -64,3 +64,11 @@ async def test_operator_rule_without_a_client_address() -> None:
         stranger = {"X-Forwarded-For": "unknown"}
         assert (await gateway.ask("GET", "/metrics", stranger)).status == 403
         assert (await gateway.ask("GET", "/metrics", {**stranger, "X-Api-Key": "sk-op"})).status == 200
+
+
+async def test_version_that_is_not_spoken_here() -> None:
+    """HTTP/2 is no text: who writes it as text is told so by the fixed answer to what is not HTTP."""
+    async with serving() as gateway:
+        answer = await gateway.raw(request("GET", "/health").replace(b"HTTP/1.1", b"HTTP/2.0"))
+        assert (answer.status, answer.code) == (400, "malformed_request")
+        assert "letta_gateway_rejected_heads_total 1.0" in gateway.exposed()

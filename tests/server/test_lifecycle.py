@@ -14,11 +14,12 @@ from gateway.accounts.usage import Days
 from gateway.errors import UpstreamUnavailable
 from gateway.letta.scripted import ScriptedBackend
 from gateway.server.app import build_app
-from gateway.server.lifecycle import LAG_PERIOD
+from gateway.server.lifecycle import LAG_PERIOD, STOOD_STILL
 from gateway.server.listener import Listener
 from gateway.storage.engine import Database
 from gateway.storage.tables import instances, messages, turns
 from gateway.translation.agent_events import Usage
+from tests.server.recorded_logs import recorded_logs
 from tests.server.running import FRIEND, serving, settings
 from tests.storage.late import late_database
 
@@ -56,6 +57,17 @@ async def test_loop_that_stands_still_is_measured() -> None:
     below = next(line for line in text.splitlines() if 'lag_seconds_bucket{le="0.1"}' in line)
     assert float(count.split()[1]) >= 1
     assert float(below.split()[1]) < float(count.split()[1])
+
+
+async def test_loop_that_stands_still_for_long_is_in_the_log() -> None:
+    with recorded_logs() as logs:
+        async with serving():
+            await asyncio.sleep(LAG_PERIOD + 0.1)
+            time.sleep(STOOD_STILL + LAG_PERIOD + 0.1)  # noqa: ASYNC251 - that is the point
+            await asyncio.sleep(0.05)
+        said = [line for line in logs.lines if line["event"] == "event loop stood still"]
+    assert [line["level"] for line in said] == ["warning"]
+    assert STOOD_STILL <= said[0]["seconds"] < 2 * STOOD_STILL
 
 
 # What dead gateways left ---------------------------------------------------------------------------------------------

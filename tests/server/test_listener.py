@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import socket
 from typing import Final
 
@@ -8,11 +9,13 @@ from aiohttp import web
 from gateway import keys
 from gateway.letta.scripted import Hang, Script, ScriptedBackend
 from gateway.server.app import build_app
-from gateway.server.listener import SEND_BUFFER, Crowd, Listener, bind
+from gateway.server.listener import RETIRING, SEND_BUFFER, Crowd, Listener, bind, turn_away
+from gateway.storage.engine import Database
 from gateway.translation.agent_events import TextDelta
+from tests.live.processes import free_port
 from tests.server.recorded_logs import recorded_logs
 from tests.server.running import FRIEND, JSON, Running, chat_request, serving, settings
-from tests.server.wire import Connection, connect, request
+from tests.server.wire import Connection, ask, connect, request
 from tests.storage.late import LateDatabase, late_database
 
 CANARY: Final = "sk-canary-7f3a"
@@ -196,6 +199,134 @@ async def test_stop_ends_what_is_open() -> None:
     await idle.close()
     await busy.close()
     assert backend.closed
+
+
+# A port that is shared -----------------------------------------------------------------------------------------------
+
+
+def knock(port: int, times: int) -> list[socket.socket]:
+    """Begin connections without waiting for them."""
+    knocking = [socket.socket() for _ in range(times)]
+    for each in knocking:
+        each.setblocking(False)  # noqa: FBT003
+        with contextlib.suppress(BlockingIOError):
+            each.connect(("127.0.0.1", port))
+    return knocking
+
+
+def accepted(listening: socket.socket) -> list[socket.socket]:
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(listening.accept()[0])
+    return found
+
+
+async def test_newcomers_that_are_turned_away_come_to_the_other() -> None:
+    """And those that were there before are not lost: from outside none of this shows, but for a second's wait."""
+    staying = bind("127.0.0.1", 0, shared=True)
+    port = staying.getsockname()[1]
+    with staying, bind("127.0.0.1", port, shared=True) as leaving:
+        staying.listen(100)
+        leaving.listen(100)
+        early = knock(port, 40)
+        await asyncio.sleep(0.05)
+        turn_away(leaving)
+        late = knock(port, 40)
+        await asyncio.sleep(0.2)
+        before = [*accepted(leaving), *accepted(staying)]
+        assert len(before) < 80
+        leaving.close()
+        await asyncio.sleep(1.2)
+        after = accepted(staying)
+        assert {len(each.getpeername()) for each in [*early, *late]} == {2}, "all are connected"
+        peers = {each.getpeername() for each in [*before, *after]}
+    assert peers == {each.getsockname() for each in [*early, *late]}
+    for each in (*early, *late, *before, *after):
+        each.close()
+
+
+async def test_gateway_that_leaves_a_shared_port_hears_nobody_new_and_answers_who_is_there() -> None:
+    port = free_port()
+    async with late_database() as database, contextlib.AsyncExitStack() as stack:
+        leaving, staying = [await listening_too(port, database) for _ in range(2)]
+        try:
+            early = [await stack.enter_async_context(connect(port)) for _ in range(20)]
+            await asyncio.sleep(0.02)
+            there = len(leaving._crowd)
+            assert 0 < there < 20
+            retiring = asyncio.get_running_loop().create_task(leaving.retire())
+            await asyncio.sleep(0)
+            late = knock(port, 40)
+            await asyncio.sleep(RETIRING / 2)
+            assert len(leaving._crowd) == there
+            await retiring
+            async with asyncio.timeout(5):
+                while len(staying._crowd) < 60 - there:  # noqa: ASYNC110 - seen from outside
+                    await asyncio.sleep(0.01)
+            for client in early:
+                await client.send(request("GET", "/health"))
+                assert (await client.answer()).status == 200
+            for each in late:
+                each.close()
+        finally:
+            await leaving.stop()
+            await staying.stop()
+
+
+async def test_shared_port_and_the_own_one() -> None:
+    port = free_port()
+    async with late_database() as database:
+        first, second = [await listening_too(port, database) for _ in range(2)]
+        try:
+            for where in (first.port, second.port, port):
+                assert (await ask(where, "GET", "/health")).status == 200
+            assert len({first.port, second.port, port}) == 3
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(40):
+                    await stack.enter_async_context(connect(port))
+                await asyncio.sleep(0.02)
+                assert len(first._crowd) > 5
+                assert len(second._crowd) > 5
+                assert len(first._crowd) + len(second._crowd) == 40
+            await first.retire()
+            assert (await ask(first.port, "GET", "/health")).status == 200, "its own port stays open"
+        finally:
+            await first.stop()
+            await second.stop()
+
+
+async def test_shared_port_that_another_program_has() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        async with late_database() as database:
+            listener = new_listener(port, database)
+            with pytest.raises(OSError, match="in use"):
+                await listener.start()
+            assert listener.address == f"127.0.0.1:{port}"
+            await listener.stop()
+
+
+async def test_port_that_nobody_shares_is_left_at_once() -> None:
+    async with serving() as gateway:
+        started = asyncio.get_running_loop().time()
+        await gateway.listener.retire()
+        assert asyncio.get_running_loop().time() - started < 0.1
+        assert (await gateway.ask("GET", "/health")).status == 200
+
+
+def new_listener(shared_port: int, database: Database) -> Listener:
+    return Listener(
+        build_app(settings(), database, backend=ScriptedBackend([FRIEND])), "127.0.0.1", 0, shared_port=shared_port
+    )
+
+
+async def listening_too(shared_port: int, database: Database) -> Listener:
+    listener = new_listener(shared_port, database)
+    await listener.start()
+    return listener
 
 
 # The bound on connections --------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ import pytest
 from gateway.errors import UpstreamUnavailable
 from gateway.letta.backend import Capabilities
 from gateway.letta.scripted import ScriptedBackend
-from gateway.server.serve import StartFailed, _check_kind, banner
+from gateway.server.serve import AFTER_GRACE, StartFailed, _check_kind, banner
 from gateway.storage.opening import has_wal_reset_bug
+from tests.live.processes import free_port
 from tests.server.running import chat_request, local_letta, settings
+from tests.server.service_manager import told
 from tests.server.subprocesses import GatewayProcess, gateway_process
 from tests.server.upstream import Upstream
 from tests.server.wire import Answer, Connection, ask
@@ -200,6 +202,85 @@ async def test_few_descriptors_and_many_connections() -> None:
         gateway.signal(signal.SIGTERM)
         assert await gateway.ended() == 0
     assert "Traceback" not in gateway.errors
+
+
+# What systemd is told ------------------------------------------------------------------------------------------------
+
+
+async def test_systemd_is_told_of_a_life(tmp_path: Path) -> None:
+    """Ready when it answers and not before; a beat while the loop turns; and the end as soon as it begins."""
+    with told(str(tmp_path / "notify")) as systemd:
+        environment = {"NOTIFY_SOCKET": systemd.name, "WATCHDOG_USEC": "400000", "LETTA_GATEWAY_GRACE": "45"}
+        async with streaming(**environment) as (gateway, letta, client):
+            ready = await systemd.next()
+            assert ready == {"READY": "1", "STATUS": f"Serving 127.0.0.1, port {gateway.port}"}
+            for _ in range(3):
+                assert await systemd.next() == {"WATCHDOG": "1"}
+            gateway.signal(signal.SIGTERM)
+            stopping = await systemd.next()
+            while "STOPPING" not in stopping:
+                assert stopping == {"WATCHDOG": "1"}
+                stopping = await systemd.next()
+            assert stopping["STATUS"] == "Draining: open turns have 45 s to finish"
+            assert int(stopping["EXTEND_TIMEOUT_USEC"]) >= (45 + AFTER_GRACE) * 1_000_000
+            assert await systemd.next() == {"WATCHDOG": "1"}, "while it drains"
+            letta.gate.set()
+            await rest(client)
+            assert await gateway.ended() == 0
+
+
+async def test_systemd_is_told_nothing_before_the_gateway_answers(tmp_path: Path) -> None:
+    with told(str(tmp_path / "notify")) as systemd:
+        environment = {"NOTIFY_SOCKET": systemd.name, "LETTA_GATEWAY_PORT": str(free_port())}
+        port = int(environment["LETTA_GATEWAY_PORT"])
+        async with Upstream() as letta, gateway_process(letta.url, serves=False, env=environment) as gateway:
+            early = 0
+            while not (said := systemd.so_far()):
+                with contextlib.suppress(OSError):
+                    early += (await ask(port, "GET", "/health")).status == 200
+                await asyncio.sleep(0.005)
+            assert said[0]["READY"] == "1"
+            assert (await ask(port, "GET", "/health")).status == 200
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.ended() == 0
+    assert early <= 20, "and it is told soon"
+
+
+async def test_systemd_hears_no_beat_of_a_process_that_hangs(tmp_path: Path) -> None:
+    with told(str(tmp_path / "notify")) as systemd:
+        environment = {"NOTIFY_SOCKET": systemd.name, "WATCHDOG_USEC": "200000"}
+        async with Upstream() as letta, gateway_process(letta.url, env=environment) as gateway:
+            await systemd.next()
+            assert await systemd.next() == {"WATCHDOG": "1"}
+            gateway.signal(signal.SIGSTOP)
+            await asyncio.sleep(0.05)
+            systemd.so_far()
+            await asyncio.sleep(0.5)
+            assert systemd.so_far() == []
+            gateway.signal(signal.SIGCONT)
+            assert await systemd.next() == {"WATCHDOG": "1"}
+
+
+async def test_systemd_hears_the_beat_while_nothing_else_answers(tmp_path: Path) -> None:
+    """Letta is dead: that is for readiness to say, and no reason to be restarted."""
+    with told(str(tmp_path / "notify")) as systemd:
+        environment = {"NOTIFY_SOCKET": systemd.name, "WATCHDOG_USEC": "200000"}
+        async with gateway_process("http://127.0.0.1:9", env=environment) as gateway:
+            assert (await gateway.ask("GET", "/ready")).status == 503
+            await systemd.next()
+            for _ in range(5):
+                assert await systemd.next() == {"WATCHDOG": "1"}
+
+
+async def test_systemd_is_not_told_of_a_start_that_fails(tmp_path: Path) -> None:
+    with told(str(tmp_path / "notify")) as systemd, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environment = {"NOTIFY_SOCKET": systemd.name, "LETTA_GATEWAY_PORT": port}
+        async with gateway_process("http://127.0.0.1:9", serves=False, env=environment) as gateway:
+            assert await gateway.ended() == 2
+        assert systemd.so_far() == []
 
 
 def test_banner() -> None:

@@ -6,13 +6,14 @@ part carries a stamp that names what it was made of: what is as the locks say is
 Node.js is one of the npm packages: many clients need a newer one than the machine has.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,22 @@ _LITELLM: Final = _CACHE / "services-litellm"
 _PYTHON_LOCK: Final = _LOCKS / "services-python.txt"
 _LITELLM_LOCK: Final = _LOCKS / "services-litellm.txt"
 _NPM_LOCKS: Final = (_LOCKS / "services-npm" / "package.json", _LOCKS / "services-npm" / "package-lock.json")
+
+APT: Final = (
+    "curl",
+    "docker-compose",
+    "kubernetes-client",
+    "nginx",
+    "prometheus",
+    "redis-server",
+    "slowhttptest",
+    "systemd",
+)
+"""Debian packages of programs that the tests run by their names."""
+_ELSEWHERE: Final = {"kubernetes-client": "kubectl"}
+"""Programs that other packages bring as well, and may not both."""
+_POLICY: Final = Path("/usr/sbin/policy-rc.d")
+"""What packages ask whether they may start their services: 101 is no."""
 
 NODE_MODULES: Final = _NPM / "node_modules"
 PYTHON: Final = _VENV / "bin" / "python"
@@ -48,6 +65,7 @@ def install() -> None:
         _make(_VENV, (_PYTHON_LOCK,), _install_python)
         _make(_NPM, _NPM_LOCKS, _install_npm)
         _make(_LITELLM, (_LITELLM_LOCK, *_NPM_LOCKS), _install_litellm)
+        _install_apt()
 
 
 def missing() -> str | None:
@@ -104,6 +122,42 @@ def _install_npm() -> None:
         shutil.copy(lock, _NPM)
     # The machine's own Node.js may be older than what the packages ask for: they run with the one among them.
     subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], cwd=_NPM, check=True)
+
+
+def _install_apt() -> None:
+    """Install the Debian packages that are missing, and start none of their services."""
+    absent = [p for p in APT if not _is_installed(p) and shutil.which(_ELSEWHERE.get(p, "")) is None]
+    if not absent:
+        return
+    sys.stdout.write(f"setting up {', '.join(absent)} ...\n")
+    sys.stdout.flush()
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with _starting_no_services():
+        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment)
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *absent],
+            check=True,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+
+
+@contextlib.contextmanager
+def _starting_no_services() -> Iterator[None]:
+    if _POLICY.exists():  # the machine has one of its own, as containers do: it is not ours to change
+        yield
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        _POLICY.unlink()
+
+
+def _is_installed(package: str) -> bool:
+    asked = ["dpkg-query", "--show", "--showformat", "${db:Status-Abbrev}", package]
+    return subprocess.run(asked, check=False, capture_output=True, text=True).stdout.startswith("ii")
 
 
 def _install_litellm() -> None:

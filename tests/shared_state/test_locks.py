@@ -2,17 +2,21 @@ import inspect
 
 import pytest
 
-from gateway.shared_state.locks import ThreadLocks
+from gateway.shared_state.locks import Lease, ThreadLocks
 from gateway.shared_state.memory import MemoryLocks
+from gateway.shared_state.redis_locks import RedisLocks
+from tests.shared_state.protocols import asked_of
 
 
-@pytest.mark.parametrize("kind", [MemoryLocks])
+@pytest.mark.parametrize("kind", [MemoryLocks, RedisLocks])
 def test_each_kind_has_the_whole_protocol(kind: type) -> None:
-    asked = {
-        name: method for name, method in vars(ThreadLocks).items() if inspect.isfunction(method) and name[0] != "_"
-    }
+    asked = asked_of(ThreadLocks)
     assert set(asked) == {"acquire", "release", "is_taken", "refuse_waiting"}
     for name, method in asked.items():
         given = inspect.getattr_static(kind, name)
         assert inspect.iscoroutinefunction(given) == inspect.iscoroutinefunction(method), name
         assert list(inspect.signature(given).parameters) == list(inspect.signature(method).parameters), name
+
+
+def test_leases_of_one_thread_are_two() -> None:
+    assert len({Lease("t"), Lease("t")}) == 2

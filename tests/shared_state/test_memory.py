@@ -5,6 +5,7 @@ import pytest
 
 from gateway.errors import ConversationBusy, ShuttingDown
 from gateway.metrics import Metrics
+from gateway.shared_state.locks import Lease
 from gateway.shared_state.memory import MemoryLocks
 
 
@@ -37,13 +38,13 @@ async def test_first_come_first_served() -> None:
     tasks = [asking(held, got, name) for name in "abc"]
     await until(lambda: waiting(held) == 3)
     for count in range(1, 4):
-        held.release("t")
+        held.release(Lease("t"))
         await until(lambda count=count: len(got) == count)  # type: ignore[misc]
     await asyncio.gather(*tasks)
     assert got == ["a", "b", "c"]
-    assert held.is_taken("t")
-    held.release("t")
-    assert (held.is_taken("t"), len(held), waiting(held)) == (False, 0, 0)
+    assert await held.is_taken("t")
+    held.release(Lease("t"))
+    assert (await held.is_taken("t"), len(held), waiting(held)) == (False, 0, 0)
 
 
 async def test_threads_do_not_wait_for_each_other() -> None:
@@ -60,7 +61,7 @@ async def test_too_many_wait() -> None:
     await until(lambda: waiting(held) == 1)
     with pytest.raises(ConversationBusy):
         await held.acquire("t")
-    held.release("t")
+    held.release(Lease("t"))
     await first
 
 
@@ -70,7 +71,7 @@ async def test_wait_that_is_too_long_leaves_no_place_behind() -> None:
     with pytest.raises(ConversationBusy):
         await held.acquire("t")
     assert waiting(held) == 0
-    held.release("t")
+    held.release(Lease("t"))
     assert len(held) == 0
 
 
@@ -79,7 +80,7 @@ async def test_whoever_gives_up_at_the_hand_over_hands_on() -> None:
     await held.acquire("t")
     leaves, stays = asking(held, got, "a"), asking(held, got, "b")
     await until(lambda: waiting(held) == 2)
-    held.release("t")
+    held.release(Lease("t"))
     leaves.cancel()
     await stays
     assert got == ["b"]
@@ -93,4 +94,4 @@ async def test_waits_are_refused() -> None:
     held.refuse_waiting(ShuttingDown())
     with pytest.raises(ShuttingDown):
         await task
-    assert held.is_taken("t"), "whoever has it goes on"
+    assert await held.is_taken("t"), "whoever has it goes on"

@@ -252,6 +252,21 @@ async def test_outage_is_one_line_in_the_log(sqlite_file: SqliteFile) -> None:
     ]
 
 
+async def test_every_failure_is_told(sqlite_file: SqliteFile) -> None:
+    told: list[None] = []
+    async with opened(sqlite_file) as database:
+        database.on_failure = lambda: told.append(None)
+        await write(database, "1")
+        assert told == []
+        moved = sqlite_file.path.rename(sqlite_file.path.with_name("moved"))
+        for _ in range(3):
+            assert await why_not(database) == "gone"
+        assert len(told) == 3
+        moved.rename(sqlite_file.path)
+        await write(database, "2")
+    assert len(told) == 3
+
+
 async def test_deleted_file_takes_no_write_that_would_be_lost(sqlite_file: SqliteFile) -> None:
     async with opened(sqlite_file) as database:
         await write(database, "1")

@@ -1,8 +1,7 @@
 import asyncio
-import re
 import sys
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, inspect, text
 
 from gateway.storage import schema, stamp
 from gateway.storage.address import Address, SqliteFile
@@ -27,14 +26,24 @@ def test_new_file_has_what_the_migrations_make() -> None:
         stamp.create(created)
         assert not stamp.is_new_file(created)
         schema.upgrade(migrated)
-        assert statements(created) == statements(migrated)
+        assert shape(created) == shape(migrated)
         assert stamp.current(created) == stamp.current(migrated) == stamp.NEWEST
 
 
-def statements(connection: Connection) -> dict[str, list[str]]:
-    """Return by what each table and index was made, word by word."""
-    made = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
-    return {name: re.findall(r"\w+|[^\w\s]", sql) for name, sql in made}
+def shape(connection: Connection) -> dict[str, object]:
+    """Return what SQLite knows of each table: its columns with their types and defaults, its keys and indexes."""
+    found = inspect(connection)
+    return {
+        table: (
+            [{**column, "type": str(column["type"])} for column in found.get_columns(table)],
+            found.get_pk_constraint(table),
+            sorted(map(str, found.get_unique_constraints(table))),
+            sorted(map(str, found.get_foreign_keys(table))),
+            sorted(map(str, found.get_check_constraints(table))),
+            sorted(map(str, found.get_indexes(table))),
+        )
+        for table in found.get_table_names()
+    }
 
 
 async def test_file_is_made_and_opened_again_without_alembic(sqlite_file: SqliteFile) -> None:

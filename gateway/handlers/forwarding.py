@@ -1,0 +1,172 @@
+"""A request whose turn is in another gateway's hands -> that gateway, and its answer -> the client.
+
+A turn that waits for the client's tools (App Server), and an answer that is repeated or cancelled, are where they
+began; a balancer sends their next request anywhere. What is handed on carries a signed mark: who asks by address, and
+for which process it is meant, so that it is counted once, goes no further, and is not taken for another's.
+"""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Set as AbstractSet
+from functools import wraps
+from typing import Final, Protocol
+
+import aiohttp
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from gateway import keys
+from gateway.errors import HeldElsewhere, OutcomeUnknown, ThreadLost
+from gateway.shared_state.places import Place, Places
+
+HEADER: Final = "X-Letta-Gateway-Forwarded"
+VALID: Final = 60.0
+"""Seconds for which a mark stands: as far as clocks may be apart."""
+CONNECT: Final = 1.0
+"""Seconds to reach another gateway: it is near."""
+TRIES: Final = 3
+MISDIRECTED: Final = 421
+EVENTS: Final = "text/event-stream"
+
+_HOP_BY_HOP: Final = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+_NOT_SENT: Final = _HOP_BY_HOP | {"host", "content-length", "expect", "x-request-id", HEADER.lower()}
+_NOT_ANSWERED: Final = _HOP_BY_HOP | {"content-length", "x-request-id", "date", "server"}
+
+_log: Final = structlog.get_logger("gateway.forwarding")
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What the gateway that took a request tells the one that answers it: the client, and for which process it is."""
+
+    client: str
+    instance: str
+
+
+class Alive(Protocol):
+    """Knows which gateways there are."""
+
+    async def is_there(self, place: str) -> bool:
+        """Tell whether a gateway gave a sign of life lately; raises ``SharedStateUnavailable``."""
+        ...
+
+
+class Forwarder:
+    """Hands requests on, from the gateway at ``here``; ``answer`` is the seconds that an answer may be silent."""
+
+    def __init__(self, here: str, key: bytes, places: Places, alive: Alive, *, answer: float) -> None:
+        self.instance: Final = Place(here).instance
+        self._key = key
+        self._places = places
+        self._alive = alive
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT, sock_read=answer)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def read(self, request: web.BaseRequest) -> Mark | None:
+        """Return the mark of a request that another gateway handed on; None where it came from a client."""
+        parts = request.headers.get(HEADER, "").split(" ")
+        if len(parts) != len(("sent at", "client", "instance", "signature")):
+            return None
+        sent_at, client, instance, signature = parts
+        wanted = self._sign(request.method, request.raw_path, sent_at, client, instance)
+        if not hmac.compare_digest(signature.encode("utf-8", "surrogateescape"), wanted.encode()):
+            return None
+        return Mark(client.strip("-"), instance) if abs(time.time() - float(sent_at)) <= VALID else None
+
+    async def forward(self, request: web.Request, error: HeldElsewhere) -> web.StreamResponse | None:
+        """Answer with what the other gateway answers; None where that is no more, and the request was not heard."""
+        place = Place(error.place)
+        if not await self._alive.is_there(error.place):
+            await self._places.forget(error.name, error.place)
+            return None
+        url = URL(f"{place.address}{request.raw_path}", encoded=True)
+        body = await request[keys.BODY].read() if request.body_exists else b""
+        try:
+            async with self._client().request(
+                request.method, url, data=body, headers=self._headers(request, place), allow_redirects=False
+            ) as answer:
+                if answer.status == MISDIRECTED:
+                    await self._places.forget(error.name, error.place)
+                    return None
+                request.app[keys.METRICS].forwarded.inc()
+                return await _relay(request, answer)
+        except aiohttp.ClientConnectorError:
+            await self._places.forget(error.name, error.place)
+            return None
+        except (aiohttp.ClientError, TimeoutError) as failure:
+            _log.warning("forwarded request not answered", reason=type(failure).__name__)
+            raise OutcomeUnknown from None
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, auto_decompress=False)
+        return self._session
+
+    def _headers(self, request: web.Request, place: Place) -> CIMultiDict[str]:
+        headers = _kept(request.headers, _NOT_SENT)
+        sent_at, client = f"{time.time():.0f}", request[keys.NOTES].client or "-"
+        signature = self._sign(request.method, request.raw_path, sent_at, client, place.instance)
+        headers[HEADER] = f"{sent_at} {client} {place.instance} {signature}"
+        headers["X-Request-Id"] = request[keys.REQUEST_ID]
+        return headers
+
+    def _sign(self, *parts: str) -> str:
+        text = "\n".join(parts).encode("utf-8", "surrogateescape")
+        return hmac.digest(self._key, text, "sha256").hex()
+
+
+def forwarded(handler: Handler) -> Handler:
+    """Have a handler's request answered by the gateway that has what it is about."""
+
+    @wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        forwarder, notes = request.app[keys.FORWARDER], request[keys.NOTES]
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return await handler(request)
+            except HeldElsewhere as error:
+                if forwarder is None or notes.is_forwarded or not tries_left:
+                    raise
+                response = await forwarder.forward(request, error)
+                if response is not None:
+                    notes.outcome = "forwarded"
+                    return response
+        raise AssertionError  # the last try returns or raises
+
+    return answer
+
+
+async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    """Hand an answer on as it comes; one that breaks is ended as what it is: an error in-band, or a cut connection."""
+    headers = _kept(answer.headers, _NOT_ANSWERED)
+    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    patience = request.app[keys.SETTINGS].write_timeout
+    await response.prepare(request)
+    try:
+        async for data in answer.content.iter_any():
+            async with asyncio.timeout(patience):
+                await response.write(data)
+    except (aiohttp.ClientError, TimeoutError) as failure:
+        _log.warning("forwarded answer broke off", reason=type(failure).__name__)
+        if answer.content_type != EVENTS or isinstance(failure, ConnectionResetError):
+            raise ConnectionResetError from None
+        await response.write(b"data: " + ThreadLost().body() + b"\n\n")
+    await response.write_eof()
+    return response
+
+
+def _kept(headers: CIMultiDictProxy[str], left_out: AbstractSet[str]) -> CIMultiDict[str]:
+    named = {name.strip().lower() for name in ",".join(headers.getall("Connection", ())).split(",")}
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in left_out | named)

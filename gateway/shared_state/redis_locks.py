@@ -1,0 +1,214 @@
+"""``ThreadLocks`` of replicas: within this gateway by memory, between gateways by leases in Redis.
+
+A lease is renewed while its turn goes on, and ends by itself when its gateway is gone. It has a number that grows from
+one lease of a thread to the next: what is written down in the end carries it, so that a gateway which was held up and
+lost its lease cannot write over what came after. No Redis, no new lease: two turns of one conversation at once are
+worse than a 503. Turns that have a lease go on without it: nobody else can get one either, until Redis is back.
+"""
+
+import asyncio
+import hashlib
+import random
+import time
+import uuid
+from typing import Final
+
+import structlog
+from redis.asyncio import Redis
+
+from gateway.errors import ConversationBusy, GatewayError, HeldElsewhere, SharedStateUnavailable
+from gateway.shared_state.locks import Lease
+from gateway.shared_state.memory import MemoryLocks
+from gateway.shared_state.places import Place
+from gateway.shared_state.redis import PREFIX, RedisServer
+from gateway.shared_state.redis_places import place_key
+from gateway.tasks import TaskSet
+
+LEASE: Final = 10.0
+"""Seconds after which the threads of a gateway that is gone are free."""
+RENEWED: Final = 0.3
+"""After which part of its time a lease is renewed."""
+AT_ONCE: Final = 500
+"""Leases that are renewed with one question."""
+FIRST_PAUSE: Final = 0.01
+LONGEST_PAUSE: Final = 0.25
+REMEMBER: Final = 3_600
+"""Seconds for which it is known who had a thread last."""
+
+# KEYS: lease, place, last. ARGV: token, milliseconds, here, seconds to remember.
+_ACQUIRE: Final = """
+local place = redis.call('GET', KEYS[2])
+if place and place ~= ARGV[3] then return {'place', place} end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return {'busy'} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local last = redis.call('HMGET', KEYS[3], 'fence', 'place')
+local now = redis.call('TIME')
+local fence = now[1] * 1000000 + now[2]
+if last[1] and tonumber(last[1]) >= fence then fence = tonumber(last[1]) + 1 end
+fence = string.format('%.0f', fence)
+redis.call('HSET', KEYS[3], 'fence', fence, 'place', ARGV[3])
+redis.call('EXPIRE', KEYS[3], ARGV[4])
+return {'mine', fence, last[2] or ''}
+"""
+# KEYS: lease, last. ARGV: token, milliseconds, fence. A lease that Redis lost is taken again if nobody had it since.
+_RENEW: Final = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+local last = redis.call('HGET', KEYS[2], 'fence')
+if last and last ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_RELEASE: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+_log: Final = structlog.get_logger("gateway.shared_state")
+
+
+class RedisLocks:
+    """The locks of one gateway among several; ``here`` is its place, ``wait`` and ``lease`` are in seconds."""
+
+    def __init__(
+        self,
+        server: RedisServer,
+        local: MemoryLocks,
+        tasks: TaskSet,
+        *,
+        here: str,
+        wait: float,
+        lease: float = LEASE,
+    ) -> None:
+        self._server = server
+        self._local = local
+        self._tasks = tasks
+        self._here = here
+        self._wait = wait
+        self._lease_time = lease
+        self._acquire = server.script(_ACQUIRE)
+        self._renew = server.script(_RENEW)
+        self._release = server.script(_RELEASE)
+        self._held: dict[Lease, str] = {}
+        self._renewing: asyncio.Task[None] | None = None
+        self._refused: GatewayError | None = None
+
+    async def acquire(self, thread: str) -> Lease:
+        """Wait for a thread, here and then among the replicas."""
+        give_up_at = time.monotonic() + self._wait
+        local = await self._local.acquire(thread)
+        try:
+            return await self._lease(thread, give_up_at)
+        except BaseException:
+            self._local.release(local)
+            raise
+
+    def release(self, lease: Lease) -> None:
+        """Give a thread to whoever waits first."""
+        token = self._held.pop(lease)
+        self._tasks.spawn(self._give_back(lease, token), "release thread")
+
+    async def is_taken(self, thread: str) -> bool:
+        """Tell whether a turn of any replica has a thread."""
+        if await self._local.is_taken(thread):
+            return True
+        return bool(await self._server.run(lambda client: client.exists(_key("lease", thread))))
+
+    def stop(self) -> None:
+        """Renew leases no more: no turn is held any longer."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    def refuse_waiting(self, error: GatewayError) -> None:
+        """End every wait with this error."""
+        self._refused = error
+        self._local.refuse_waiting(error)
+
+    async def _lease(self, thread: str, give_up_at: float) -> Lease:
+        token, pause = uuid.uuid4().hex, FIRST_PAUSE
+        while True:
+            lease = await self._try(thread, token)
+            if lease is not None:
+                return lease
+            if self._refused is not None:
+                raise self._refused
+            if time.monotonic() + pause > give_up_at:
+                raise ConversationBusy
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that replicas do not ask as one
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _try(self, thread: str, token: str) -> Lease | None:
+        names = [_key("lease", thread), place_key(thread), _key("last", thread)]
+        args: list[str | int] = [token, int(self._lease_time * 1000), self._here, REMEMBER]
+        try:
+            said, *more = await self._server.run(lambda _: self._acquire(keys=names, args=args))
+        except BaseException:
+            # It may have been given to us all the same; an answer that is late must not cost the thread.
+            self._tasks.spawn(self._free(thread, token), "release thread")
+            raise
+        match said:
+            case b"mine":
+                fence, last = int(more[0]), more[1].decode()
+                lease = Lease(thread, fence, is_news=last != self._here)
+                self._keep(lease, token)
+                return lease
+            case b"place":
+                await self._look_at_place(thread, more[0].decode())
+        return None
+
+    async def _look_at_place(self, thread: str, place: str) -> None:
+        """Raise ``HeldElsewhere``, unless whoever had it is no more: this gateway listens at its address now."""
+        if Place(place).address != Place(self._here).address:
+            raise HeldElsewhere(thread, place)
+        await self._server.run(lambda client: client.delete(place_key(thread)))
+
+    # What is held ----------------------------------------------------------------------------------------------------
+
+    def _keep(self, lease: Lease, token: str) -> None:
+        self._held[lease] = token
+        if self._renewing is None or self._renewing.done():
+            self._renewing = self._tasks.spawn(self._renew_all(), "renew threads")
+
+    async def _renew_all(self) -> None:
+        while self._held:
+            await asyncio.sleep(RENEWED * self._lease_time)
+            held = list(self._held.items())
+            for start in range(0, len(held), AT_ONCE):
+                await self._renew_some(held[start : start + AT_ONCE])
+
+    async def _renew_some(self, held: list[tuple[Lease, str]]) -> None:
+        try:
+            answers = await self._server.run(lambda client: self._ask_to_renew(client, held))
+        except SharedStateUnavailable:
+            return  # nobody else can get them meanwhile
+        for (lease, _), is_mine in zip(held, answers, strict=True):
+            if not is_mine and lease in self._held:
+                _log.warning("thread lost to another gateway")
+                if lease.on_lost is not None:
+                    lease.on_lost()
+
+    async def _ask_to_renew(self, client: Redis, held: list[tuple[Lease, str]]) -> list[int]:
+        pipeline = client.pipeline(transaction=False)
+        for lease, token in held:
+            names = [_key("lease", lease.thread), _key("last", lease.thread)]
+            await self._renew(keys=names, args=[token, int(self._lease_time * 1000), str(lease.fence)], client=pipeline)
+        answers: list[int] = await pipeline.execute()
+        return answers
+
+    async def _give_back(self, lease: Lease, token: str) -> None:
+        try:
+            await self._free(lease.thread, token)
+        finally:
+            self._local.release(lease)
+
+    async def _free(self, thread: str, token: str) -> None:
+        try:
+            await self._server.run(lambda _: self._release(keys=[_key("lease", thread)], args=[token]))
+        except SharedStateUnavailable:
+            return  # it ends by itself
+
+
+def _key(kind: str, thread: str) -> str:
+    digest = hashlib.blake2b(thread.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{PREFIX}:{kind}:{digest}"

@@ -1,0 +1,38 @@
+"""Opens turns, and is killed after they ended while the database was away: ``python -m tests.faults.killed_ledger URL``.
+
+It says which turns it has opened, waits for a line, closes them, and says how many of them wait to be written.
+"""
+
+import asyncio
+import sys
+import time
+from typing import Final
+
+from gateway.accounts.profiles import Budget
+from gateway.storage.address import PostgresServer
+from gateway.storage.engine import Database
+from tests.accounts.ledgers import USED, House
+from tests.storage.databases import QUICK
+
+TURNS: Final = 5
+
+
+async def _main(url: str) -> None:
+    house = House(await Database.open(PostgresServer(url), QUICK), name="killed", now=time.time())
+    await house.ledger.start()
+    await house.user("anna", Budget(10**12, "month"))
+    opened = [await house.open() for _ in range(TURNS)]
+    _say(*opened)
+    await asyncio.to_thread(sys.stdin.readline)
+    await asyncio.gather(*(house.ledger.close(turn_id, USED, "complete") for turn_id in opened))
+    _say(house.ledger.backlog().turns)
+    await asyncio.Event().wait()
+
+
+def _say(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1]))

@@ -1,0 +1,291 @@
+"""Requests that reach another gateway than the one that has what they are about."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+import pytest
+import structlog.testing
+from aiohttp.test_utils import make_mocked_request
+
+from gateway import keys
+from gateway.handlers.forwarding import HEADER, Forwarder
+from gateway.letta.scripted import Hold, Script
+from gateway.shared_state.places import place_of
+from gateway.shared_state.redis_places import place_key
+from gateway.translation.agent_events import Stop, TextDelta, ToolCallDelta, Usage
+from tests.server.running import FRIEND, JSON, Running, serving
+from tests.server.two_gateways import free_port, one_of_several, two_gateways
+from tests.server.wire import Answer, request
+from tests.shared_state.redis_process import RedisProcess
+from tests.storage.late import late_database
+
+pytestmark = pytest.mark.services
+
+Pair = tuple[Running, Running]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+CALLS = Script(([ToolCallDelta("call-1", "f", "{}")], [Stop("requires_approval"), Usage(1, 1)]))
+KEYED = {"Idempotency-Key": "k-1"}
+CHAT = {"X-Letta-Chat-Key": "c-1"}
+
+
+@pytest.fixture(scope="module")
+def redis_process() -> Iterator[RedisProcess]:
+    with RedisProcess() as process:
+        yield process
+
+
+@pytest.fixture
+def redis(redis_process: RedisProcess) -> RedisProcess:
+    with redis_process.client() as client:
+        client.flushall()
+    return redis_process
+
+
+@pytest.fixture
+async def pair(redis: RedisProcess) -> AsyncIterator[Pair]:
+    async with two_gateways(redis) as gateways:
+        yield gateways
+
+
+def forwards(gateway: Running) -> float:
+    (sample, _) = next(iter(gateway.metrics.forwarded.collect())).samples
+    return sample.value
+
+
+async def calls(gateway: Running) -> None:
+    """Have the agent call a tool of the client's."""
+    gateway.backend.play(CALLS)
+    answer = await gateway.chat("Do it", headers=CHAT, tools=[TOOL])
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def results(**more: object) -> bytes:
+    call = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = [
+        {"role": "user", "content": "Do it"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call-1", "content": "done"},
+    ]
+    return msgspec.json.encode({"model": "friend", "messages": said, "tools": [TOOL], **more})
+
+
+async def bring(gateway: Running, headers: dict[str, str] = CHAT, **more: object) -> Answer:
+    return await gateway.ask("POST", "/v1/chat/completions", {**JSON, **headers}, results(**more))
+
+
+# Tool results --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("headers", [CHAT, {}], ids=["by its chat", "by the call alone"])
+async def test_results_come_to_where_the_turn_waits(pair: Pair, headers: dict[str, str], stream: bool) -> None:  # noqa: FBT001
+    one, other = pair
+    await calls(one)
+    answer = await bring(other, headers, stream=stream)
+    assert answer.status == 200
+    assert (len(one.backend.turns), len(other.backend.turns)) == (2, 0)
+    assert one.backend.turns[1].sent.returns[0].call_id == "call-1"
+    assert forwards(other) == 1
+    if stream:
+        assert (answer.header("content-type") or "").startswith("text/event-stream")
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+    assert answer.header("x-request-id")
+    after = await bring(other, headers, stream=stream)
+    assert after.status == 200
+    assert len(other.backend.turns) == 1, "nothing waits any more: anybody may answer"
+
+
+async def test_new_message_comes_to_where_the_turn_waits(pair: Pair) -> None:
+    """So that the call is given up there."""
+    one, other = pair
+    await calls(one)
+    assert (await other.chat("Never mind", headers=CHAT)).status == 200
+    assert (len(one.backend.turns), len(other.backend.turns)) == (2, 0)
+
+
+async def test_gateway_that_has_the_turn_is_gone(redis: RedisProcess) -> None:
+    async with late_database() as database, one_of_several(database, redis) as other:
+        async with one_of_several(database, redis) as one:
+            await calls(one)
+        answer = await bring(other)
+        assert answer.status == 200
+        assert len(other.backend.turns) == 1
+        assert forwards(other) == 0
+
+
+def hold(redis: RedisProcess, place: str) -> None:
+    """Write down that a turn of the chat waits there, where signs of life came from a moment ago."""
+    with redis.client() as client:
+        client.set(place_key(f"local\n{FRIEND.id}\nc-1"), place, ex=60)
+        client.zadd("letta-gateway:replicas", {place: time.time()})
+
+
+async def test_gateway_that_has_the_turn_was_killed_a_moment_ago(pair: Pair, redis: RedisProcess) -> None:
+    """It is still counted among the living: nobody listens where it was."""
+    _, other = pair
+    hold(redis, place_of(f"http://127.0.0.1:{free_port()}", "killed"))
+    assert (await other.chat("Hi", headers=CHAT)).status == 200
+    assert len(other.backend.turns) == 1
+    assert forwards(other) == 0
+
+
+async def test_another_process_listens_where_the_turn_was(pair: Pair, redis: RedisProcess) -> None:
+    one, other = pair
+    hold(redis, place_of(f"http://127.0.0.1:{one.port}", "before"))
+    assert (await other.chat("Hi", headers=CHAT)).status == 200
+    assert (len(one.backend.turns), len(other.backend.turns)) == (0, 1)
+    assert forwards(other) == 0
+
+
+async def test_gateway_that_has_the_turn_says_nothing(redis: RedisProcess) -> None:
+    """What it did with the message is not known: it is not said again."""
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server, two_gateways(redis) as (_, other):
+        hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
+        answer = await other.chat("Hi", headers=CHAT)
+    assert (answer.status, answer.code, answer.header("x-should-retry")) == (409, "outcome_unknown", "false")
+    assert other.backend.turns == []
+
+
+async def test_gateway_that_has_the_turn_breaks_off(redis: RedisProcess) -> None:
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"9\r\ndata: 1\n\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(breaks, "127.0.0.1", 0)
+    async with server, two_gateways(redis) as (_, other):
+        hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
+        answer = await other.chat("Hi", headers=CHAT, stream=True)
+    assert answer.complete
+    assert answer.body.startswith(b"data: 1\n\n")
+    assert answer.events[-1]["error"]["code"] == "conversation_lost"
+    assert b"[DONE]" not in answer.body
+
+
+# Answers that are asked for again ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [KEYED, {"x-stainless-retry-count": "1"}], ids=["key", "sdk"])
+async def test_request_that_is_repeated_while_it_is_answered(pair: Pair, headers: dict[str, str]) -> None:
+    one, other = pair
+    gate = asyncio.Event()
+    one.backend.play(Script(([TextDelta("Hel")], Hold(gate), [TextDelta("lo")], [Stop("end_turn"), Usage(1, 1)])))
+    first_headers = headers if headers is KEYED else {"x-stainless-retry-count": "0"}
+    first = asyncio.get_running_loop().create_task(one.chat(headers=first_headers, stream=True))
+    while not one.backend.turns:  # noqa: ASYNC110 - it is seen from outside
+        await asyncio.sleep(0.01)
+    again = asyncio.get_running_loop().create_task(other.chat(headers=headers, stream=True))
+    await asyncio.sleep(0.3)
+    gate.set()
+    assert (await first).body == (await again).body
+    assert (len(one.backend.turns), len(other.backend.turns), forwards(other)) == (1, 0, 1)
+
+
+async def test_answer_that_is_over_is_told_again_by_whoever_is_asked(pair: Pair) -> None:
+    one, other = pair
+    first = await one.chat(headers=KEYED)
+    again = await other.chat(headers=KEYED)
+    assert (again.status, again.body) == (200, first.body)
+    assert (len(one.backend.turns), len(other.backend.turns), forwards(other)) == (1, 0, 0)
+    another = await other.chat("Something else", headers=KEYED)
+    assert (another.status, another.code) == (422, "idempotency_key_reused")
+
+
+async def test_same_key_at_both_at_once(pair: Pair) -> None:
+    one, other = pair
+    answers = await asyncio.gather(*(gateway.chat(headers=KEYED) for gateway in (one, other, one, other)))
+    assert [answer.status for answer in answers] == [200] * 4
+    assert len({answer.body for answer in answers}) == 1
+    assert len(one.backend.turns) + len(other.backend.turns) == 1
+
+
+async def test_response_is_cancelled_where_it_is_answered(pair: Pair) -> None:
+    one, other = pair
+    one.backend.play(Script(([TextDelta("Hel")], Hold(asyncio.Event()))))
+    body = msgspec.json.encode({"model": "friend", "input": "Hi", "stream": True})
+    async with one.connect() as connection:
+        await connection.send(request("POST", "/v1/responses", JSON, body))
+        await connection.head()
+        said = b""
+        async for piece in connection.pieces():
+            said += piece
+            if b"Hel" in said:
+                break
+        name = said.partition(b'"id":"resp_')[2].partition(b'"')[0].decode()
+        answer = await other.ask("POST", f"/v1/responses/resp_{name}/cancel", JSON)
+    assert answer.status == 200
+    assert forwards(other) == 1
+    again = await other.ask("POST", f"/v1/responses/resp_{name}/cancel", JSON)
+    assert again.status == 400
+
+
+# Marks ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_request_is_counted_once_and_its_client_is_known(redis: RedisProcess) -> None:
+    async with two_gateways(redis, rate_limit="3/minute", api_keys=("sk-1",)) as (one, other):
+        client = {"X-Forwarded-For": "203.0.113.7", "Authorization": "Bearer sk-1"}
+        one.backend.play(CALLS)
+        await one.chat("Do it", headers={**CHAT, **client}, tools=[TOOL])
+        with structlog.testing.capture_logs() as lines:
+            answer = await bring(other, {**CHAT, **client})
+        assert answer.status == 200
+        assert answer.header("x-ratelimit-remaining-requests") == "1"
+        assert len(one.backend.turns) == 2
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [line["client"] for line in requests] == ["203.0.113.7"] * 2
+
+
+@pytest.mark.parametrize("mark", ["", "x", "1 2 3", "1 203.0.113.9 instance " + "0" * 64, "é é é é"])
+async def test_mark_that_was_made_up_means_nothing(redis: RedisProcess, mark: str) -> None:
+    async with two_gateways(redis, rate_limit="2/minute") as (one, _):
+        statuses = [(await one.chat(headers={HEADER: mark})).status for _ in range(3)]
+    assert statuses == [200, 200, 429]
+
+
+async def test_mark_that_is_old_means_nothing(pair: Pair) -> None:
+    forwarder = pair[0].app[keys.FORWARDER]
+    assert isinstance(forwarder, Forwarder)
+    old = f"{time.time() - 61:.0f}", "203.0.113.9", forwarder.instance
+    for sent_at in (old[0], f"{time.time():.0f}"):
+        parts = ("POST", "/v1/chat/completions", sent_at, *old[1:])
+        mark = " ".join((*parts[2:], forwarder._sign(*parts)))
+        made = make_mocked_request("POST", "/v1/chat/completions", headers={HEADER: mark})
+        assert (forwarder.read(made) is None) == (sent_at == old[0])
+        elsewhere = make_mocked_request("POST", "/v1/responses", headers={HEADER: mark})
+        assert forwarder.read(elsewhere) is None
+
+
+async def test_gateway_that_is_alone_forwards_nothing() -> None:
+    async with serving() as gateway:
+        assert gateway.app[keys.FORWARDER] is None
+        assert (await gateway.chat(headers={**CHAT, HEADER: "1 203.0.113.9 instance x"})).status == 200
+
+
+# Redis is away -------------------------------------------------------------------------------------------------------
+
+
+async def test_no_redis_no_turn(pair: Pair, redis: RedisProcess) -> None:
+    one, _ = pair
+    with redis.paused():
+        answer = await one.chat()
+        assert (answer.status, answer.code) == (503, "shared_state_unavailable")
+        assert (answer.header("retry-after"), answer.header("x-should-retry")) == ("1", "true")
+        assert (await one.ask("GET", "/health")).status == 200
+        assert (await one.ask("GET", "/ready")).status == 503
+        assert (await one.ask("GET", "/v1/models")).status == 200, "what needs no lock is answered, within a share"
+    await asyncio.sleep(1.1)
+    async with asyncio.timeout(10):
+        while (await one.chat()).status != 200:  # noqa: ASYNC110 - it is seen from outside
+            await asyncio.sleep(0.1)
+    assert one.backend.turns

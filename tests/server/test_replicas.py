@@ -1,0 +1,51 @@
+"""What several gateways share, put together; ``tests/handlers/test_forwarding.py`` asks it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.metrics import Metrics
+from gateway.server.replicas import replicated
+from gateway.shared_state.memory import MemoryLocks
+from gateway.shared_state.redis import RedisServer
+from gateway.shared_state.replicas import Replicas
+from gateway.tasks import TaskSet
+from tests.server.running import settings
+from tests.shared_state.redis_process import RedisProcess
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisProcess]:
+    with RedisProcess() as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"advertise": "http://10.0.0.7:8080/"}, "http://10.0.0.7:8080 me"),
+        ({"host": "10.0.0.8", "port": 8081}, "http://10.0.0.8:8081 me"),
+        ({"host": "::1", "port": 8081}, "http://[::1]:8081 me"),
+    ],
+)
+async def test_gateway_tells_where_it_is_until_it_goes(
+    redis: RedisProcess, changes: dict[str, object], place: str
+) -> None:
+    metrics, tasks = Metrics(), TaskSet()
+    local = MemoryLocks(depth=8, wait=30.0, metrics=metrics)
+    chosen = settings(redis_url=redis.url, **changes)
+    shared = replicated(chosen, metrics, tasks, local, instance="me", forwarding_key=b"k" * 32)
+    assert shared.company is not None
+    assert (await shared.probes(tasks)["redis"].health()).failure is None
+    telling = tasks.spawn(shared.company.run(), "tell replicas")
+    server = RedisServer(redis.url)
+    others = Replicas(server, "http://10.0.0.9:8080 other")
+    while not await others.is_there(place):
+        pass
+    telling.cancel()
+    shared.company.stop()
+    await shared.company.close()
+    assert not await others.is_there(place)
+    await server.close()
