@@ -9,7 +9,7 @@ certificates=${SITE_CERTIFICATES:-/etc/nginx/certificates}
 
 servers=$(mktemp)
 for gateway in $GATEWAYS; do
-    echo "    server $gateway max_fails=3 fail_timeout=5s;" >>"$servers"
+    echo "    server $gateway max_fails=3 fail_timeout=1s;" >>"$servers"
 done
 
 without_ipv6=
