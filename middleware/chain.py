@@ -13,7 +13,6 @@ DEFAULT: Final = (
     "access_log",  # outside the boundary: it sees the status that the client sees
     "metrics",  # likewise
     "error_boundary",  # everything inside refuses by raising; here a failure becomes an answer
-    "pace",  # before any work: but who goes away while waiting is logged and counted
     "body_guard",  # refuses by the head alone what is never read; the body waits until a handler asks for it
     "auth",  # before the limits, which count by key
     "rate_limit",  # innermost: what was refused before does not use up anybody's share

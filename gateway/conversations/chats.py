@@ -28,7 +28,14 @@ from gateway.conversations.plans import (
 )
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.conversations.turns import HeldTurn, TurnRegistry
-from gateway.errors import AgentGone, ConversationGone, GatewayError, StorageUnavailable, ToolCallNotFound
+from gateway.errors import (
+    AgentGone,
+    ConversationGone,
+    GatewayError,
+    SharedStateUnavailable,
+    StorageUnavailable,
+    ToolCallNotFound,
+)
 from gateway.letta.backend import AgentBackend, Ready, Take
 from gateway.shared_state.places import Places
 from gateway.storage.engine import Database
@@ -108,7 +115,7 @@ class ChatTurn:
         await self._running.deliver(filtered, ready)
         try:
             await self._plan.note_calls()
-        except StorageUnavailable as error:
+        except (SharedStateUnavailable, StorageUnavailable) as error:
             error.should_retry = False  # the message reached the agent
             raise
 

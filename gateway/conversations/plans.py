@@ -1,5 +1,6 @@
 """The turns that a request can become, one class for each kind of conversation."""
 
+import contextlib
 import hashlib
 import time
 import uuid
@@ -13,7 +14,7 @@ from gateway.conversations.divergence import DIGEST, digest, digests, split, uns
 from gateway.conversations.metering import Payer
 from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SharedStateUnavailable
 from gateway.letta.backend import AgentBackend
 from gateway.shared_state.locks import Lease
 from gateway.shared_state.places import Places
@@ -144,7 +145,8 @@ class Plan:
             if waiting:
                 await self.desk.places.take(thread, self.desk.parked)
             else:
-                await self.desk.places.leave(thread)
+                with contextlib.suppress(SharedStateUnavailable):  # it ends by itself; until then this gateway is asked
+                    await self.desk.places.leave(thread)
 
     async def forget(self) -> None:
         """Forget the conversation: Letta has it no more."""

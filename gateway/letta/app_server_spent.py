@@ -129,9 +129,12 @@ def _beginning(messages: Sequence[tuple[str, StoredMessage]], turn: SentTurn) ->
         if _is_marked(message, turn):
             return index
     # A turn that brings results and says nothing has no message: its results come first after it was sent.
-    since = wire.iso_time(turn.sent_at - CLOCKS)
-    later = next((index for index, (at, _) in enumerate(messages) if at >= since), None)
-    return later if later is not None and messages[later][1].role == "toolResult" else None
+    # The call may have come just before: only where the clocks differ is what is older than the turn of the turn.
+    for since in (wire.iso_time(turn.sent_at), wire.iso_time(turn.sent_at - CLOCKS)):
+        later = next((index for index, (at, _) in enumerate(messages) if at >= since), None)
+        if later is not None and messages[later][1].role == "toolResult":
+            return later
+    return None
 
 
 def _is_marked(message: StoredMessage, turn: SentTurn) -> bool:

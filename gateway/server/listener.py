@@ -3,6 +3,8 @@
 aiohttp answers a malformed request head with the offending bytes, before any middleware, and logs them: a token in a
 broken header would be echoed and stored. Here such a head gets one fixed answer, and the log one fixed line.
 
+What comes in is read a few pieces per round of the event loop, whoever sends it: see ``turnstile``.
+
 Connections are bounded, as each one costs a file descriptor: at the bound the one that has been idle longest makes
 room, half a request's head counting as idle; where none is idle, the new one is told so and closed.
 
@@ -25,6 +27,7 @@ from gateway import keys
 from gateway.errors import GatewayError, InternalError, InvalidRequest, Overloaded
 from gateway.metrics import Metrics
 from gateway.server.descriptors import connections_that_fit
+from gateway.server.turnstile import Turnstile
 
 BACKLOG: Final = 4_096
 """Connections that may wait to be accepted; aiohttp's 128 refuses a storm that the kernel would hold."""
@@ -57,6 +60,7 @@ class Crowd:
         self._most = most
         self._connections: dict[GuardedProtocol, None] = {}
         self.metrics = metrics
+        self.turnstile = Turnstile()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -91,28 +95,49 @@ class Crowd:
 class GuardedProtocol(web.RequestHandler):
     """aiohttp's server protocol, with errors that echo nothing, in a crowd that is bounded."""
 
-    __slots__ = ("_crowd", "_wire")
+    __slots__ = ("_crowd", "_unread", "_wire")
 
     def __init__(self, manager: web.Server, crowd: Crowd, **options: Any) -> None:
         super().__init__(manager, **options)
         self._crowd = crowd
-        self._wire: asyncio.WriteTransport | None = None
+        self._wire: asyncio.Transport | None = None
+        self._unread: list[bytes] = []
 
     @property
     def idle(self) -> bool:
         """Tell whether no request is being answered, as aiohttp's own keep-alive timer asks."""
-        return self._waiter is not None and not self._waiter.done()
+        return self._waiter is not None and not self._waiter.done() and not self._unread
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, if there is room."""
         # What a TCP server gives; uvloop's transports are no subclasses of asyncio's.
-        self._wire = wire = cast("asyncio.WriteTransport", transport)
+        self._wire = wire = cast("asyncio.Transport", transport)
         if self._crowd.admits(self):
             super().connection_made(transport)
             return
         self.force_close()  # hears nothing from now on
         wire.write(_FULL)
         wire.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came, or let it wait until there is a place in a round."""
+        if not self._unread and self._crowd.turnstile.enters():
+            super().data_received(data)
+            return
+        self._unread.append(data)
+        if len(self._unread) == 1:
+            if self._wire is not None:
+                self._wire.pause_reading()  # more of it waits in the kernel
+            self._crowd.turnstile.wait(self._read)
+
+    def _read(self) -> None:
+        data = b"".join(self._unread)
+        self._unread.clear()
+        if self._wire is None or self._wire.is_closing():
+            return
+        super().data_received(data)
+        if not (self._reading_paused or self._buffer_paused):  # which is aiohttp's to lift
+            self._wire.resume_reading()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Make room."""

@@ -132,16 +132,19 @@ class Database:
         await self._take_place()
         raw = self._engine.connect()
         steps = Steps(self._tasks, self._limits.step, may_cancel=self.is_shared)
+        is_spent = False
         try:
             await steps.run(_begin(raw, writes=writes))
             yield raw, steps
         except StorageUnavailable as error:
             self._went_down(error.reason)
+            # A primary that has become a standby may keep its connections; a new one leads to who is primary now.
+            is_spent = self.is_shared and error.reason == failures.READ_ONLY
             raise
         else:
             self._came_back()
         finally:
-            await steps.end(self._leave(raw))
+            await steps.end(self._leave(raw, is_spent=is_spent))
 
     async def _take_place(self) -> None:
         if self._is_closed:
@@ -158,11 +161,11 @@ class Database:
             raise StorageUnavailable(failures.GONE)  # what is written to a file that has lost its name is lost too
         await raw.commit()
 
-    async def _leave(self, raw: AsyncConnection) -> None:
+    async def _leave(self, raw: AsyncConnection, *, is_spent: bool) -> None:
         try:
             if raw.sync_connection is not None:
-                if self._is_closed:
-                    await raw.invalidate()  # there is no pool any more that would close it
+                if is_spent or self._is_closed:  # then there is no pool any more that would close it
+                    await raw.invalidate()
                 await raw.close()  # which rolls back what is not committed
         finally:
             self._free.release()

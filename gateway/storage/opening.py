@@ -28,6 +28,7 @@ _FILE: Final = {
 _SERVER: Final = {
     failures.REFUSED: "refused the login: check its user, password and rights.",
     failures.GONE: "has no such database: create it.",
+    failures.LOCKED: "is in somebody else's use, as a backup's: start again once that is over.",
     failures.READ_ONLY: "is read-only: name the primary.",
     failures.SLOW: "did not answer in time: check its host and port.",
     failures.UNREACHABLE: "cannot be reached: check its host and port.",

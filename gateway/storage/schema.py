@@ -12,6 +12,8 @@ from gateway.storage.stamp import current
 
 _ONE_AT_A_TIME: Final = 7_011_873_451
 """A number of our own among PostgreSQL's advisory locks."""
+_LOCK_WAIT: Final = text("SET LOCAL lock_timeout = '3s'")
+"""Who waits to change a table makes all others wait behind: for less than one statement of theirs may take."""
 
 
 def upgrade(connection: Connection) -> None:
@@ -21,6 +23,7 @@ def upgrade(connection: Connection) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ONE_AT_A_TIME})
+        connection.execute(_LOCK_WAIT)
     config = _config(connection)
     found = current(connection)
     if found is not None and found not in {script.revision for script in _scripts(config).walk_revisions()}:

@@ -10,6 +10,7 @@ from gateway.conversations.chats import ChatPolicy
 from gateway.conversations.turns import TurnPolicy
 from gateway.errors import (
     InvalidStructuredOutput,
+    SharedStateUnavailable,
     StorageUnavailable,
     ToolCallNotFound,
     UpstreamRejected,
@@ -18,6 +19,7 @@ from gateway.errors import (
 )
 from gateway.letta.backend import Capabilities
 from gateway.letta.scripted import Break, Hang, Hold, Script
+from gateway.shared_state.places import Alone
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Database
 from gateway.translation.agent_events import (
@@ -434,6 +436,28 @@ async def test_database_that_fails_at_the_end_leaves_the_chat_untrusted(
         again = gateway.restarted()
         await again.ask(user("a"), agent("A"), user("b"), agent("B"), user("c"), chat="c-1")
         assert again.sent.conversation_id == "conv-2"
+
+
+class Untold(Alone):
+    """Places that nobody can be told of."""
+
+    async def take(self, name: str, seconds: float) -> None:
+        raise SharedStateUnavailable
+
+    async def leave(self, name: str) -> None:
+        raise SharedStateUnavailable
+
+
+async def test_place_of_a_call_that_cannot_be_told(gateway: Gateway) -> None:
+    """The agent has the message: whoever sends it again says it twice. An answer without calls needs no place."""
+    gateway.letta.capabilities = Capabilities(overlays=False, providers=False, parks=True)
+    gateway.chats._desk = msgspec.structs.replace(gateway.chats._desk, places=Untold())
+    gateway.letta.play(calls("call_1"), answers("A"))
+    with pytest.raises(SharedStateUnavailable) as raised:
+        await gateway.ask(user("a"), tools=(TOOL,), chat="c-1")
+    assert raised.value.should_retry is False
+    events = await gateway.ask(user("b"), tools=(TOOL,), chat="c-2")
+    assert events[0] == TextDelta("A")
 
 
 @pytest.mark.parametrize("said", [[user("a")], [user("a"), called("call_1"), ToolResult("call_1", "1")]])

@@ -1,4 +1,4 @@
-"""Opens turns, and is killed after they ended while the database was away: ``python -m tests.faults.killed_ledger URL``.
+"""Opens turns, to be killed after they ended without the database: ``python -m tests.faults.killed_ledger URL``.
 
 It says which turns it has opened, waits for a line, closes them, and says how many of them wait to be written.
 """
@@ -7,6 +7,8 @@ import asyncio
 import sys
 import time
 from typing import Final
+
+import structlog
 
 from gateway.accounts.profiles import Budget
 from gateway.storage.address import PostgresServer
@@ -18,6 +20,7 @@ TURNS: Final = 5
 
 
 async def _main(url: str) -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     house = House(await Database.open(PostgresServer(url), QUICK), name="killed", now=time.time())
     await house.ledger.start()
     await house.user("anna", Budget(10**12, "month"))

@@ -6,15 +6,16 @@ What it has acknowledged outlives a ``kill -9``; only a power cut would not be s
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CalledProcessError
 from typing import Final
 
 from tests.live import processes
 from tests.live.postgres import Postgres, database_user, running_postgres
 from tests.live.setup_v1 import missing, state_folder
 
+_ENV: Final = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
 _SETTINGS: Final = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -26,11 +27,12 @@ _SETTINGS: Final = {
 
 
 class MortalPostgres:
-    """The server; ``now`` runs SQL on it, while it is up."""
+    """The server, with its data in a folder below ``state``; ``now`` runs SQL on it, while it is up."""
 
-    def __init__(self, state: Path, programs: Path) -> None:
+    def __init__(self, state: Path, programs: Path, data: str = "data") -> None:
         self.now = Postgres(processes.free_port(), programs)
         self._state = state
+        self._data = state / data
         self._program: processes.Program | None = None
 
     def start(self) -> None:
@@ -39,15 +41,15 @@ class MortalPostgres:
             return
         settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
         self._program = processes.start(
-            [self.now.programs / "postgres", "-D", self._state / "data", "-p", str(self.now.port), *settings],
+            [self.now.programs / "postgres", "-D", self._data, "-p", str(self.now.port), *settings],
             log=self._state / "mortal.log",
-            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            env=_ENV,
             cwd=self._state,
             user=database_user(),
             stop_signal=signal.SIGINT,
         )
         while self._program.running:
-            with contextlib.suppress(CalledProcessError):
+            with contextlib.suppress(subprocess.CalledProcessError):
                 self.now.run("select 1")
                 return
         raise RuntimeError(processes.tail(self._state / "mortal.log"))
@@ -72,6 +74,31 @@ class MortalPostgres:
     def resume(self) -> None:
         """Let it go on."""
         self._signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def standby(self) -> Iterator["MortalPostgres"]:
+        """Have a second server for as long as the context, which follows this one until it is promoted."""
+        standby = MortalPostgres(self._state, self.now.programs, f"standby-{processes.free_port()}")
+        user = database_user()
+        standby._data.mkdir(mode=0o700)
+        if user:
+            os.chown(standby._data, *user)
+        here = ["-h", "127.0.0.1", "-p", str(self.now.port), "-U", "postgres"]
+        subprocess.run(
+            [self.now.programs / "pg_basebackup", *here, "-D", standby._data, "-R", "-c", "fast", "--no-sync"],
+            check=True,
+            capture_output=True,
+            env=_ENV,
+            cwd=self._state,
+            user=user[0] if user else None,
+            group=user[1] if user else None,
+            extra_groups=[] if user else None,
+        )
+        standby.start()
+        try:
+            yield standby
+        finally:
+            standby.kill()
 
     def _signal(self, what: signal.Signals) -> None:
         """Signal it first, so that it starts no others, and then all that it has started: each has its own group."""

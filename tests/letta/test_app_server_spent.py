@@ -81,6 +81,17 @@ async def test_turn_that_said_nothing_begins_with_its_results(server: FakeAppSer
     assert await backend.spent(SENT) == Usage(20, 2, 0, 1)
 
 
+async def test_results_that_come_right_after_their_call(server: FakeAppServer, backend: AppServerBackend) -> None:
+    asked = user("mark-0.1", -1.5), step(1, 1, at=-0.5)
+    store(server, "local-conv-1", *asked, result(0.1), step(20, 2, at=0.2), user("x", 3), step(5, 5, at=4))
+    assert await backend.spent(SENT) == Usage(20, 2, 0, 1)
+
+
+async def test_results_at_a_server_whose_clock_is_behind(server: FakeAppServer, backend: AppServerBackend) -> None:
+    store(server, "local-conv-1", user("mark-0.1", -9), step(1, 1, at=-8), result(-1), step(20, 2, at=-0.5))
+    assert await backend.spent(SENT) == Usage(20, 2, 0, 1)
+
+
 @pytest.mark.parametrize(
     "entries",
     [

@@ -30,7 +30,7 @@ def test_no_names_mean_the_default_chain() -> None:
 
 def test_default_chain_is_the_one_of_the_design() -> None:
     observers = ("request_id", "access_log", "metrics")
-    assert (*observers, "error_boundary", "pace", "body_guard", "auth", "rate_limit") == DEFAULT
+    assert (*observers, "error_boundary", "body_guard", "auth", "rate_limit") == DEFAULT
     assert set(DEFAULT) >= REQUIRED
 
 

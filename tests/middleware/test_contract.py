@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from gateway.settings import Settings
-from middleware import access_log, auth, body_guard, error_boundary, metrics, pace, rate_limit, request_id
+from middleware import access_log, auth, body_guard, error_boundary, metrics, rate_limit, request_id
 from middleware.chain import DEFAULT
 from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig, Plugin
 from tests.server.running import settings
@@ -20,7 +20,6 @@ BUILT_INS: tuple[Plugin, ...] = (
     access_log.middleware,
     metrics.middleware,
     error_boundary.middleware,
-    pace.middleware,
     body_guard.middleware,
     auth.middleware,
     rate_limit.middleware,

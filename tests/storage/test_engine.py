@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gateway.errors import StorageUnavailable
 from gateway.storage.address import Address, PostgresServer, SqliteFile
-from gateway.storage.engine import Database
+from gateway.storage.engine import Database, StorageLimits
 from gateway.storage.tables import outcomes
 from tests.live.postgres import Postgres
 from tests.server.recorded_logs import recorded_logs
@@ -310,6 +310,18 @@ async def test_server_that_was_restarted(postgres_address: PostgresServer, postg
         assert int(await asyncio.to_thread(postgres.run, ended)) >= 1
         await asyncio.gather(*(write(database, f"{number}") for number in range(4, 8)))
         assert len(await keys(database)) == 8
+
+
+@pytest.mark.live
+async def test_connection_to_a_server_that_may_not_be_written_any_more_is_not_kept(
+    postgres_address: PostgresServer,
+) -> None:
+    async with opened(postgres_address, StorageLimits(connections=1)) as database:
+        async with database.write() as connection:
+            await connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+        assert await why_not(database) == "read-only"
+        await write(database, "1")
+        assert await keys(database) == ["1"]
 
 
 @pytest.mark.live

@@ -1,6 +1,9 @@
 import asyncio
+import time
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
@@ -10,7 +13,7 @@ from gateway.storage.address import Address, PostgresServer
 from gateway.storage.engine import Database, revision
 from gateway.storage.failures import StorageFailed
 from gateway.storage.tables import metadata
-from tests.storage.databases import opened
+from tests.storage.databases import QUICK, opened
 
 
 async def in_sync(address: Address) -> list[str]:
@@ -75,3 +78,84 @@ async def test_gateways_that_start_at_once_on_one_database(postgres_address: Pos
     for database in databases:
         await database.close()
     assert await revision(postgres_address) == schema.newest()
+
+
+# While gateways of one database are brought up to date one after the other -------------------------------------------
+
+
+def before() -> str:
+    """Return the revision that the gateway of before brought."""
+    newest = schema._scripts(schema._config(None)).get_revision("head")
+    assert isinstance(newest.down_revision, str)
+    return newest.down_revision
+
+
+def go_back(connection: Connection) -> None:
+    """Make the schema of before, in a database that is empty."""
+    command.upgrade(schema._config(connection), before())
+
+
+def shape(connection: Connection) -> dict[str, dict[str, Any]]:
+    """Return the columns of each table, by their names, and under no name what else it demands of a row."""
+    found = inspect(connection)
+    return {
+        table: {
+            **{column["name"]: column for column in found.get_columns(table)},
+            "": [
+                found.get_pk_constraint(table)["constrained_columns"],
+                sorted(str(key["constrained_columns"]) for key in found.get_foreign_keys(table)),
+                sorted(str(key["column_names"]) for key in found.get_unique_constraints(table)),
+                sorted(str(index["column_names"]) for index in found.get_indexes(table) if index["unique"]),
+                sorted(str(check["sqltext"]) for check in found.get_check_constraints(table)),
+            ],
+        }
+        for table in found.get_table_names()
+    }
+
+
+async def test_what_the_gateway_of_before_reads_and_writes_is_still_right(address: Address) -> None:
+    """It names the columns that it knows, and no others."""
+    if not isinstance(address, PostgresServer):
+        await asyncio.to_thread(connections.prepare, address.path)
+    engine = connections.connect(address, connections=1, patience=1)
+    async with engine.connect() as raw:
+        await raw.execution_options(**{connections.WRITES: True})
+        await raw.run_sync(go_back)
+        old = await raw.run_sync(shape)
+        await raw.run_sync(schema.upgrade)
+        new = await raw.run_sync(shape)
+        await raw.commit()
+    await engine.dispose()
+    assert await revision(address) == schema.newest()
+    for table, columns in old.items():
+        assert new[table][""] == columns[""], table
+        for name in columns.keys() - {""}:
+            assert str(new[table][name]["type"]) == str(columns[name]["type"]), (table, name)
+            assert new[table][name]["nullable"] == columns[name]["nullable"], (table, name)
+        for name in new[table].keys() - columns.keys():
+            assert new[table][name]["nullable"] or new[table][name]["default"] is not None, (table, name)
+
+
+@pytest.mark.live
+async def test_backup_that_is_under_way_puts_off_the_new_gateway_and_not_the_others(
+    postgres_address: PostgresServer,
+) -> None:
+    """A dump reads every table for as long as it takes; who waits to change one would hold up all who come after."""
+    async with opened(postgres_address) as old:
+        engine = connections.connect(postgres_address, connections=1, patience=1)
+        async with engine.begin() as backup:
+            await backup.execute(text("ALTER TABLE pins DROP COLUMN fence"))
+            await backup.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+        async with engine.begin() as backup:
+            await backup.execute(text("SELECT * FROM pins"))
+            starting = asyncio.get_running_loop().create_task(Database.open(postgres_address, QUICK))
+            await asyncio.sleep(0.5)
+            began = time.monotonic()
+            async with old.read() as connection:
+                await connection.execute(text("SELECT * FROM pins"))
+            assert 0.5 < time.monotonic() - began < 4, "it waited behind the new gateway"
+            with pytest.raises(StorageFailed, match="in somebody else's use"):
+                await starting
+        async with opened(postgres_address):
+            assert await revision(postgres_address) == schema.newest()
+        await engine.dispose()
