@@ -415,3 +415,36 @@ async def test_crowd_forgets_who_left() -> None:
             await gateway.ask("GET", "/health")
         await asyncio.sleep(0.02)
         assert len(crowd) == 0
+
+
+# Crowds --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [100, 300_000], ids=["small", "large"])
+async def test_crowd_that_comes_at_once_is_answered_as_one_alone(size: int) -> None:
+    """In pieces of any size, two requests on each connection, some of which are given up in the midst."""
+    sent = chat_request("word " * (size // 5))
+
+    async def ask_twice(gateway: Running, number: int) -> list[int]:
+        async with gateway.connect() as connection:
+            for start in range(0, len(sent), len(sent) // (1 + number % 5) + 1):
+                await connection.send(sent[start : start + len(sent) // (1 + number % 5) + 1])
+            if number % 10 == 9:
+                return []
+            first = await connection.answer("POST")
+            await connection.send(sent)
+            return [first.status, (await connection.answer("POST")).status]
+
+    async with serving(settings(queue_depth=1_000, rate_limit="100000/minute")) as gateway:
+        statuses = await asyncio.gather(*(ask_twice(gateway, number) for number in range(60)))
+    assert [one for one in statuses if one] == [[200, 200]] * 54
+
+
+async def test_requests_that_come_in_one_piece_are_answered_in_order() -> None:
+    paths = ["/health", "/none", "/v1/models", "/health"]
+    async with serving() as gateway, contextlib.AsyncExitStack() as stack:
+        crowd = [await stack.enter_async_context(gateway.connect()) for _ in range(30)]
+        for connection in crowd:
+            await connection.send(b"".join(request("GET", path) for path in paths))
+        answered = [[(await connection.answer()).status for _ in paths] for connection in crowd]
+    assert answered == [[200, 404, 200, 200]] * 30
