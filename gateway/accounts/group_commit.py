@@ -21,7 +21,7 @@ Write: TypeAlias = Callable[[Connection, Sequence[Entry]], Awaitable[Sequence[An
 AT_ONCE: Final = 256
 """Entries in one transaction: some milliseconds for which nobody else has SQLite's connection."""
 TRIES: Final = 3
-"""How often a transaction is begun that PostgreSQL takes back for another's sake: a deadlock's, an isolation level's."""
+"""How often a transaction is begun that PostgreSQL takes back for another's sake: deadlocks, isolation levels."""
 
 
 class _Waiting(NamedTuple, Generic[Entry, Answer]):

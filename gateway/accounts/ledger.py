@@ -4,6 +4,7 @@ What a crash leaves running is settled by the next gateway that finds it, with w
 """
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -33,6 +34,8 @@ RECONCILE: Final = 30.0
 """Seconds between two looks for turns that nobody is going to settle."""
 END: Final = 5.0
 """Seconds to write what is not written yet when the gateway goes away."""
+WRITTEN: Final = 1.0
+"""Seconds for which the end of an answer waits until its turn is settled: a database that hangs holds up no answer."""
 STORED: Final = 10.0
 """Seconds after its start within which Letta may not have stored a turn yet, though it works on it."""
 _ASK_AT_ONCE: Final = 8
@@ -138,7 +141,9 @@ class Ledger:
         if agent_id is None:
             return
         over = Over(turn_id, agent_id, taken, outcome, self._now())
-        await asyncio.shield(self._settle_soon(over))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WRITTEN):
+                await asyncio.shield(self._settle_soon(over))
 
     def leave_open(self, turn_id: str) -> None:
         """Leave a turn for later: Letta could not be asked what it took."""

@@ -5,8 +5,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from gateway.accounts.group_commit import AT_ONCE, GroupCommit
+from gateway.accounts.group_commit import AT_ONCE, TRIES, GroupCommit
 from gateway.errors import StorageUnavailable
+from gateway.storage import failures
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Connection, Database
 from gateway.storage.tables import instances
@@ -19,7 +20,10 @@ TWICE = "twice"
 
 
 class Writer:
-    """Writes names; ``batches`` are those that came together, ``gate`` holds up the next write where it is closed."""
+    """Writes names; ``batches`` are those that came together, ``gate`` holds up the next write where it is closed.
+
+    ``conflicts`` is how many of the next transactions are taken back once all is written.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -27,6 +31,7 @@ class Writer:
         self.gate = asyncio.Event()
         self.gate.set()
         self.batches: list[list[str]] = []
+        self.conflicts = 0
         self.commits: GroupCommit[str, int] = GroupCommit(database, self.tasks, self.write)
 
     async def write(self, connection: Connection, entries: Sequence[str]) -> list[int]:
@@ -37,6 +42,9 @@ class Writer:
             rows += rows
         await connection.execute(insert, rows)
         await self.gate.wait()
+        if self.conflicts:
+            self.conflicts -= 1
+            raise StorageUnavailable(failures.CONFLICT)
         if BAD in entries:
             raise ValueError(BAD)
         return [len(entry) for entry in entries]
@@ -140,6 +148,22 @@ async def test_database_that_is_down_fails_all_at_once_and_each_for_itself(sqlit
         moved.rename(sqlite_file.path)
         assert await writer.commits.submit("ccc") == 3
         assert await writer.written() == {"ccc"}
+
+
+async def test_transaction_that_was_taken_back_for_anothers_sake_is_begun_again(writer: Writer) -> None:
+    writer.conflicts = TRIES - 1
+    assert await asyncio.gather(*writer.submit("a", "bb")) == [1, 2]
+    assert writer.batches == [["a", "bb"]] * TRIES
+    assert await writer.written() == {"a", "bb"}
+
+
+async def test_conflicts_without_end_are_told(writer: Writer) -> None:
+    writer.conflicts = TRIES
+    with pytest.raises(StorageUnavailable) as raised:
+        await writer.commits.submit("a")
+    assert raised.value.reason == failures.CONFLICT
+    assert len(writer.batches) == TRIES
+    assert await writer.written() == set()
 
 
 async def test_end_of_the_tasks_leaves_nobody_waiting(writer: Writer) -> None:

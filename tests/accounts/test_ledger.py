@@ -264,6 +264,17 @@ async def test_what_cannot_be_written_at_the_end_of_a_turn_is_written_later(
         assert [row["turns"] for row in await house.rows(usage_metrics)] == [3]
 
 
+async def test_database_that_hangs_holds_up_no_answer(sqlite_file: SqliteFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WRITTEN", 0.05)
+    async with opened(sqlite_file) as database, house_on(database) as house:
+        turn_id = await house.open()
+        async with database.write(), asyncio.timeout(2):
+            await house.ledger.close(turn_id, USED, "complete")
+            assert house.ledger.backlog().turns == 1
+        await house.idle()
+        assert (await house.turn(turn_id))["prompt_tokens"] == 100
+
+
 async def test_end_writes_what_could_not_be_written(sqlite_file: SqliteFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "TRY_AGAIN", 3_600.0)
     async with opened(sqlite_file) as database:
