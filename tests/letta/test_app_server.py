@@ -187,7 +187,7 @@ async def test_what_an_agent_is_that_is_not_there(backend: AppServerBackend) -> 
 
 
 async def test_nothing_can_be_laid_over_an_agent(server: FakeAppServer, backend: AppServerBackend) -> None:
-    assert backend.capabilities == Capabilities(overlays=False, providers=False)
+    assert backend.capabilities == Capabilities(overlays=False, providers=False, parks=True)
     with pytest.raises(InternalError):
         await backend.put_on(AGENT, Overlay("key", "Be brief."))
     await backend.take_off(AGENT)

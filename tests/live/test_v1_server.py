@@ -85,12 +85,8 @@ def stored(v1: V1Server, agent: Agent) -> list[str]:
 
 
 async def test_a_cancelled_turn_ends_without_done_and_leaves_nothing_behind(
-    v1: V1Server, agent: Agent, http: aiohttp.ClientSession, demo_model: RunningDemoModel
+    v1: V1Server, agent: Agent, http: aiohttp.ClientSession
 ) -> None:
-    async with asyncio.timeout(20):
-        while demo_model.recorder.live:  # answers to tests before this one  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    aborted = demo_model.recorder.aborted
     frames: list[Frame | str] = []
     cancelled_at = 0.0
     async for frame in turn(http, v1, agent, "count to 100 every 20 ms"):
@@ -104,8 +100,6 @@ async def test_a_cancelled_turn_ends_without_done_and_leaves_nothing_behind(
     assert isinstance(last, Frame)
     assert (last.message_type, last.stop_reason) == ("stop_reason", "cancelled")
     assert stored(v1, agent) == ["system_message"]
-    # Letta lets go of the model's answer, but does not stop it.
-    assert demo_model.recorder.aborted == aborted
 
 
 async def test_a_cancelled_turn_stays_open_while_the_model_is_silent(

@@ -13,7 +13,7 @@ from typing import Final
 
 from tests.server.wire import Answer, Connection, Headers, ask, connect, until
 
-PATIENCE: Final = 15.0
+PATIENCE: Final = 45.0
 _SERVES: Final = re.compile(r"serves http://(?:127\.0\.0\.1|\[::1\]|localhost):(\d+)/v1")
 
 
