@@ -27,6 +27,7 @@ JITTER = 0.02
 
 
 @pytest.mark.services
+@pytest.mark.timeout(240)
 async def test_five_hundred_logins_at_once_beside_a_chat(letta: BadLetta) -> None:
     """One in a hundred of an answer's words is late by no more than twice what it is when all is quiet."""
     # Logins come from other addresses of this machine, which count as one each.
