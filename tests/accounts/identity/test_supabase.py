@@ -47,7 +47,7 @@ async def server() -> AsyncIterator[RecordedService]:
 
 
 async def identity_of(server: RecordedService, **config: Any) -> SupabaseIdentity:
-    given = {"anon_key": ANON, "service_key": SERVICE, "jwt_secret": SECRET, "answer": 0.5, **config}
+    given = {"anon_key": ANON, "service_key": SERVICE, "jwt_secret": SECRET, "answer": 2.0, **config}
     return SupabaseIdentity(msgspec.convert({"url": f"{server.url}/", **given}, SupabaseConfig))
 
 
