@@ -4,11 +4,14 @@ HYPOTHESIS_PROFILE=explore looks further, at random.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 from hypothesis import settings
+
+from tests.shared_state.redis_process import RedisProcess
 
 settings.register_profile("gateway", max_examples=60, deadline=None, database=None, derandomize=True)
 settings.register_profile("explore", max_examples=2_000, deadline=None, database=None)
@@ -38,3 +41,16 @@ def _needs_v1(item: pytest.Item) -> bool:
 
 def _params(item: pytest.Function) -> list[object]:
     return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+
+
+@pytest.fixture(scope="session")
+def redis_process() -> Iterator[RedisProcess]:
+    with RedisProcess() as process:
+        yield process
+
+
+@pytest.fixture
+def redis(redis_process: RedisProcess) -> RedisProcess:
+    with redis_process.client() as client:
+        client.flushall()
+    return redis_process

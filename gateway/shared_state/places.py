@@ -52,3 +52,8 @@ class Place:
 def place_of(address: str, instance: str) -> str:
     """Write down where something is."""
     return f"{address} {instance}"
+
+
+def is_past(place: str, here: str) -> bool:
+    """Tell that whoever had something is no more: the gateway that is here listens at that address now."""
+    return Place(place).address == Place(here).address

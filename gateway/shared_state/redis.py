@@ -1,6 +1,7 @@
 """The Redis that replicas share: asked with short deadlines, and left alone for a while when it does not answer."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
@@ -27,6 +28,12 @@ AT_ONCE: Final = 16
 """Questions under way: the others wait, and are spared one that does not answer."""
 
 T = TypeVar("T")
+
+
+def key_of(kind: str, name: str) -> str:
+    """Return under which key something is written down: names hold owners and chats, which Redis need not know."""
+    return f"{PREFIX}:{kind}:{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+
 
 _log: Final = structlog.get_logger("gateway.shared_state")
 

@@ -7,7 +7,6 @@ worse than a 503. Turns that have a lease go on without it: nobody else can get 
 """
 
 import asyncio
-import hashlib
 import random
 import time
 import uuid
@@ -19,8 +18,8 @@ from redis.asyncio import Redis
 from gateway.errors import ConversationBusy, GatewayError, HeldElsewhere, SharedStateUnavailable
 from gateway.shared_state.locks import Lease
 from gateway.shared_state.memory import MemoryLocks
-from gateway.shared_state.places import Place
-from gateway.shared_state.redis import PREFIX, RedisServer
+from gateway.shared_state.places import is_past
+from gateway.shared_state.redis import RedisServer, key_of
 from gateway.shared_state.redis_places import place_key
 from gateway.tasks import TaskSet
 
@@ -113,7 +112,7 @@ class RedisLocks:
         """Tell whether a turn of any replica has a thread."""
         if await self._local.is_taken(thread):
             return True
-        return bool(await self._server.run(lambda client: client.exists(_key("lease", thread))))
+        return bool(await self._server.run(lambda client: client.exists(key_of("lease", thread))))
 
     def stop(self) -> None:
         """Renew leases no more: no turn is held any longer."""
@@ -139,7 +138,7 @@ class RedisLocks:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _try(self, thread: str, token: str) -> Lease | None:
-        names = [_key("lease", thread), place_key(thread), _key("last", thread)]
+        names = [key_of("lease", thread), place_key(thread), key_of("last", thread)]
         args: list[str | int] = [token, int(self._lease_time * 1000), self._here, REMEMBER]
         try:
             said, *more = await self._server.run(lambda _: self._acquire(keys=names, args=args))
@@ -158,8 +157,8 @@ class RedisLocks:
         return None
 
     async def _look_at_place(self, thread: str, place: str) -> None:
-        """Raise ``HeldElsewhere``, unless whoever had it is no more: this gateway listens at its address now."""
-        if Place(place).address != Place(self._here).address:
+        """Raise ``HeldElsewhere``, unless whoever had it is no more: then it is forgotten."""
+        if not is_past(place, self._here):
             raise HeldElsewhere(thread, place)
         await self._server.run(lambda client: client.delete(place_key(thread)))
 
@@ -191,7 +190,7 @@ class RedisLocks:
     async def _ask_to_renew(self, client: Redis, held: list[tuple[Lease, str]]) -> list[int]:
         pipeline = client.pipeline(transaction=False)
         for lease, token in held:
-            names = [_key("lease", lease.thread), _key("last", lease.thread)]
+            names = [key_of("lease", lease.thread), key_of("last", lease.thread)]
             await self._renew(keys=names, args=[token, int(self._lease_time * 1000), str(lease.fence)], client=pipeline)
         answers: list[int] = await pipeline.execute()
         return answers
@@ -204,11 +203,6 @@ class RedisLocks:
 
     async def _free(self, thread: str, token: str) -> None:
         try:
-            await self._server.run(lambda _: self._release(keys=[_key("lease", thread)], args=[token]))
+            await self._server.run(lambda _: self._release(keys=[key_of("lease", thread)], args=[token]))
         except SharedStateUnavailable:
             return  # it ends by itself
-
-
-def _key(kind: str, thread: str) -> str:
-    digest = hashlib.blake2b(thread.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    return f"{PREFIX}:{kind}:{digest}"

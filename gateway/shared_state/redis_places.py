@@ -1,11 +1,10 @@
 """``Places`` of replicas, in Redis: an entry that ends by itself for each thing."""
 
-import hashlib
 from typing import Final
 
 from gateway.errors import HeldElsewhere
-from gateway.shared_state.places import Place
-from gateway.shared_state.redis import PREFIX, RedisServer
+from gateway.shared_state.places import is_past
+from gateway.shared_state.redis import RedisServer, key_of
 
 _TAKE: Final = """
 local held = redis.call('GET', KEYS[1])
@@ -20,8 +19,8 @@ return false
 
 
 def place_key(name: str) -> str:
-    """Return under which key a place is written down: names hold owners and chats, which Redis need not know."""
-    return f"{PREFIX}:place:{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+    """Return under which key a place is written down."""
+    return key_of("place", name)
 
 
 class RedisPlaces:
@@ -40,7 +39,7 @@ class RedisPlaces:
         if held is None:
             return
         place = held.decode()
-        if not self._is_past(place):
+        if not is_past(place, self._here):
             raise HeldElsewhere(name, place)
         await self.forget(name, place)
         await self._server.run(lambda _: self._take(keys=[key], args=args))
@@ -51,7 +50,7 @@ class RedisPlaces:
         place = None if held is None else held.decode()
         if place is None or place == self._here:
             return
-        if self._is_past(place):
+        if is_past(place, self._here):
             await self.forget(name, place)
             return
         raise HeldElsewhere(name, place)
@@ -63,7 +62,3 @@ class RedisPlaces:
     async def forget(self, name: str, place: str) -> None:
         """Forget a place that is no more."""
         await self._server.run(lambda _: self._forget(keys=[place_key(name)], args=[place]))
-
-    def _is_past(self, place: str) -> bool:
-        """Tell that whoever had it is no more: this gateway listens at its address now."""
-        return Place(place).address == Place(self._here).address

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -15,8 +15,9 @@ from gateway.letta.scripted import Hold, Script
 from gateway.shared_state.places import place_of
 from gateway.shared_state.redis_places import place_key
 from gateway.translation.agent_events import Stop, TextDelta, ToolCallDelta, Usage
+from tests.live.processes import free_port
 from tests.server.running import FRIEND, JSON, Running, serving
-from tests.server.two_gateways import free_port, one_of_several, two_gateways
+from tests.server.two_gateways import one_of_several, two_gateways
 from tests.server.wire import Answer, request
 from tests.shared_state.redis_process import RedisProcess
 from tests.storage.late import late_database
@@ -28,19 +29,6 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 CALLS = Script(([ToolCallDelta("call-1", "f", "{}")], [Stop("requires_approval"), Usage(1, 1)]))
 KEYED = {"Idempotency-Key": "k-1"}
 CHAT = {"X-Letta-Chat-Key": "c-1"}
-
-
-@pytest.fixture(scope="module")
-def redis_process() -> Iterator[RedisProcess]:
-    with RedisProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def redis(redis_process: RedisProcess) -> RedisProcess:
-    with redis_process.client() as client:
-        client.flushall()
-    return redis_process
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """What several gateways share, put together; ``tests/handlers/test_forwarding.py`` asks it."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from gateway.metrics import Metrics
@@ -14,12 +12,6 @@ from tests.server.running import settings
 from tests.shared_state.redis_process import RedisProcess
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisProcess]:
-    with RedisProcess() as process:
-        yield process
 
 
 @pytest.mark.parametrize(

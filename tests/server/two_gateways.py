@@ -4,7 +4,6 @@ Which Letta is asked tells which gateway answered.
 """
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,16 +12,10 @@ from gateway.letta.scripted import ScriptedBackend
 from gateway.server.app import build_app
 from gateway.server.listener import Listener
 from gateway.storage.engine import Database
+from tests.live.processes import free_port
 from tests.server.running import FRIEND, Running, settings
 from tests.shared_state.redis_process import RedisProcess
 from tests.storage.late import late_database
-
-
-def free_port() -> int:
-    """Return a port that nobody has right now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @contextlib.asynccontextmanager

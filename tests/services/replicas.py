@@ -10,8 +10,8 @@ import msgspec
 
 from tests.live.app_server import AppServer
 from tests.live.postgres import Postgres
+from tests.live.processes import free_port
 from tests.server.subprocesses import GatewayProcess, gateway_process
-from tests.server.two_gateways import free_port
 from tests.shared_state.redis_process import RedisProcess
 from tests.storage.databases import new_database
 
