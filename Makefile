@@ -28,15 +28,15 @@ run: install ## Serve (settings: environment or letta-gateway.toml; see the READ
 
 test: install ## All tests, with a real Letta V1 server, PostgreSQL and a scripted model behind it
 	$(BIN)/python -m tests.live.setup_v1
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not services"
+	$(BIN)/python -m tests.run $(SIDE_BY_SIDE) -m "not services"
 
 test-fast: install ## All tests but those that need the real Letta server
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not live and not services"
+	$(BIN)/python -m tests.run $(SIDE_BY_SIDE) -m "not live and not services"
 
 test-services: install ## Both real Letta servers, by SDKs, frameworks, coding agents; real LiteLLM and Supabase (needs npm)
 	$(BIN)/python -m tests.live.setup_v1
 	$(BIN)/python -m tests.services.installs
-	$(BIN)/python -m pytest -m services
+	$(BIN)/python -m tests.run -m services
 
 check: install ## Lint, format, types, import directions
 	$(BIN)/ruff check .

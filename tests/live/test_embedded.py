@@ -67,7 +67,7 @@ async def says(client: openai.AsyncOpenAI, text: str, model: str = "Milo") -> st
 async def test_nothing_configured_and_the_line_of_the_banner_answers(tmp_path: Path) -> None:
     started = time.monotonic()
     async with at_home(tmp_path) as gateway:
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60  # 3 s on a quiet machine
         await gateway.says("try it:")
         assert f"http://127.0.0.1:{gateway.port}/v1" in gateway.errors
         assert "agent:   Milo" in gateway.errors
@@ -88,7 +88,7 @@ async def test_nothing_configured_and_the_line_of_the_banner_answers(tmp_path: P
         stopped = time.monotonic()
         gateway.signal(signal.SIGTERM)
         assert await gateway.ended() == 0
-        assert time.monotonic() - stopped < 8
+        assert time.monotonic() - stopped < 30
         assert not group_lives(child)
 
 

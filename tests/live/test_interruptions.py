@@ -58,12 +58,12 @@ async def test_server_killed_in_mid_stream(letta: LettaServer, agent: Agent) -> 
         started = time.monotonic()
         with pytest.raises(openai.InternalServerError) as down:
             await client.with_options(max_retries=0).chat.completions.create(model=agent.name, messages=user("hello?"))
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
         assert down.value.status_code == 503
         assert down.value.code == "upstream_unavailable"
 
         await asyncio.to_thread(letta.start)
-        async with asyncio.timeout(5):  # what was found stands for a second, and the server may be back sooner
+        async with asyncio.timeout(15):  # what was found stands for a second, and the server may be back sooner
             while (await gateway.ask("GET", "/ready")).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         async with asyncio.timeout(30):
