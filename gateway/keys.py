@@ -117,12 +117,20 @@ class Drain(Protocol):
         """Wait until none is."""
         ...
 
+    async def begins_within(self, seconds: float) -> bool:
+        """Wait for the next one; False where none begins in time."""
+        ...
+
 
 class Forwarder(Protocol):
     """Hands requests on to the gateway that has what they are about."""
 
     async def forward(self, request: web.Request, error: HeldElsewhere) -> web.StreamResponse | None:
         """Answer with what the other gateway answers; None where that is no more, and the request was not heard."""
+        ...
+
+    def end(self) -> None:
+        """End what is being handed on."""
         ...
 
 

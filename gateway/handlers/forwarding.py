@@ -8,7 +8,9 @@ for which process it is meant, so that it is counted once, goes no further, and 
 import asyncio
 import hmac
 import time
+from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Final, Protocol
 
@@ -21,7 +23,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from gateway import keys
-from gateway.errors import HeldElsewhere, OutcomeUnknown, ThreadLost
+from gateway.errors import GatewayError, HeldElsewhere, OutcomeUnknown, ShuttingDown, ThreadLost
 from gateway.shared_state.places import Place, Places
 
 HEADER: Final = "X-Letta-Gateway-Forwarded"
@@ -67,6 +69,28 @@ class Forwarder:
         self._alive = alive
         self._timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT, sock_read=answer)
         self._session: aiohttp.ClientSession | None = None
+        self._under_way: set[asyncio.Timeout] = set()
+
+    def end(self) -> None:
+        """End what is being handed on: this gateway is going away."""
+        for limit in self._under_way:
+            limit.reschedule(0.0)
+
+    @asynccontextmanager
+    async def until_end(self) -> AsyncIterator[None]:
+        """Run the block until ``end``; raises ``ShuttingDown`` then."""
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._under_way.add(limit)
+                try:
+                    yield
+                finally:
+                    self._under_way.discard(limit)
+        except TimeoutError:
+            if limit.expired():
+                raise ShuttingDown from None
+            raise
 
     async def close(self) -> None:
         """Close the connections."""
@@ -93,20 +117,44 @@ class Forwarder:
         url = URL(f"{place.address}{request.raw_path}", encoded=True)
         body = await request[keys.BODY].read() if request.body_exists else b""
         try:
-            async with self._client().request(
-                request.method, url, data=body, headers=self._headers(request, place), allow_redirects=False
-            ) as answer:
+            async with self.until_end():
+                answer = await self._client().request(
+                    request.method, url, data=body, headers=self._headers(request, place), allow_redirects=False
+                )
+            async with answer:
                 if answer.status == MISDIRECTED:
                     await self._places.forget(error.name, error.place)
                     return None
                 request.app[keys.METRICS].forwarded.inc()
-                return await _relay(request, answer)
+                return await self._relay(request, answer)
         except aiohttp.ClientConnectorError:
             await self._places.forget(error.name, error.place)
             return None
         except (aiohttp.ClientError, TimeoutError) as failure:
             _log.warning("forwarded request not answered", reason=type(failure).__name__)
             raise OutcomeUnknown from None
+
+    async def _relay(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        """Hand an answer on as it comes; one that breaks ends as it can: an error in-band, or a cut."""
+        headers = _kept(answer.headers, _NOT_ANSWERED)
+        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+        await response.prepare(request)
+        try:
+            await self._copy(answer, response, request.app[keys.SETTINGS].write_timeout)
+        except (aiohttp.ClientError, TimeoutError, ShuttingDown) as failure:
+            _log.warning("forwarded answer broke off", reason=type(failure).__name__)
+            if answer.content_type != EVENTS or isinstance(failure, ConnectionResetError):
+                raise ConnectionResetError from None
+            error: GatewayError = failure if isinstance(failure, ShuttingDown) else ThreadLost()
+            await response.write(b"data: " + error.body() + b"\n\n")
+        await response.write_eof()
+        return response
+
+    async def _copy(self, answer: aiohttp.ClientResponse, response: web.StreamResponse, patience: float) -> None:
+        async with self.until_end():
+            async for data in answer.content.iter_any():
+                async with asyncio.timeout(patience):
+                    await response.write(data)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -146,25 +194,6 @@ def forwarded(handler: Handler) -> Handler:
         raise AssertionError  # the last try returns or raises
 
     return answer
-
-
-async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    """Hand an answer on as it comes; one that breaks is ended as what it is: an error in-band, or a cut connection."""
-    headers = _kept(answer.headers, _NOT_ANSWERED)
-    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-    patience = request.app[keys.SETTINGS].write_timeout
-    await response.prepare(request)
-    try:
-        async for data in answer.content.iter_any():
-            async with asyncio.timeout(patience):
-                await response.write(data)
-    except (aiohttp.ClientError, TimeoutError) as failure:
-        _log.warning("forwarded answer broke off", reason=type(failure).__name__)
-        if answer.content_type != EVENTS or isinstance(failure, ConnectionResetError):
-            raise ConnectionResetError from None
-        await response.write(b"data: " + ThreadLost().body() + b"\n\n")
-    await response.write_eof()
-    return response
 
 
 def _kept(headers: CIMultiDictProxy[str], left_out: AbstractSet[str]) -> CIMultiDict[str]:

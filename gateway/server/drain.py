@@ -1,13 +1,40 @@
-"""The graceful end: first ``/ready`` says so, then requests under way finish, then what is left is ended in-band."""
+"""The graceful end, in steps that lose nobody's request.
+
+``/ready`` says so at once and answers ask for their connections to be closed, while who still comes is served. After a
+few seconds, or when nobody comes any more, newcomers are turned away. Requests under way finish, and those on
+connections that are open; what is left when the grace is over is ended in-band.
+"""
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Final, Protocol
 
 import structlog
 from aiohttp import web
 
 from gateway import keys
+
+ACCEPTING: Final = 5.0
+"""Seconds for which newcomers are served: balancers ask for readiness every one to two seconds."""
+QUIET: Final = 0.25
+"""Seconds without a request after which nobody is held to come any more."""
+CROSSING: Final = 1.5
+"""The same for requests on connections that are open: a balancer may keep them back for the second that it takes to
+hear that the port is closed, and a request that crosses the closing of its connection is lost."""
+
+
+class Door(Protocol):
+    """Where clients come in."""
+
+    @property
+    def connections(self) -> int:
+        """Return how many are open."""
+        ...
+
+    async def shut(self) -> None:
+        """Let no newcomers in; who is connected stays."""
+        ...
 
 
 class DrainSwitch:
@@ -18,12 +45,14 @@ class DrainSwitch:
         self.requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._begun = asyncio.Event()
 
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count a request as under way."""
         self.requests += 1
         self._idle.clear()
+        self._begun.set()
         try:
             yield
         finally:
@@ -35,20 +64,43 @@ class DrainSwitch:
         """Wait until no request is under way."""
         await self._idle.wait()
 
+    async def begins_within(self, seconds: float) -> bool:
+        """Wait for the next request; False where none begins in time."""
+        self._begun.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._begun.wait()
+        return False
 
-async def drain(app: web.Application, grace: float) -> None:
-    """Let requests and turns go on for ``grace`` seconds, then end them; new ones are served until then."""
+
+async def drain(app: web.Application, door: Door, grace: float) -> None:
+    """Let requests and turns go on for ``grace`` seconds, then end them."""
     log = structlog.get_logger("gateway.server")
-    turns, requests = app[keys.TURNS], app[keys.DRAIN]
+    turns, requests, forwarder = app[keys.TURNS], app[keys.DRAIN], app[keys.FORWARDER]
     begin(app)
     log.info("draining", open_turns=turns.held, requests=requests.requests, grace=grace)
     try:
         async with asyncio.timeout(grace):
-            await requests.idle()
-            await turns.idle()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(ACCEPTING, grace / 2)):
+                    await _quiet(app, QUIET)
+            await door.shut()
+            if door.connections:
+                await _quiet(app, CROSSING)
     except TimeoutError:
         log.warning("time is up", open_turns=turns.held, requests=requests.requests)
+    if forwarder is not None:
+        forwarder.end()
     await turns.end()
+
+
+async def _quiet(app: web.Application, seconds: float) -> None:
+    requests = app[keys.DRAIN]
+    while True:
+        await requests.idle()
+        await app[keys.TURNS].idle()
+        if not await requests.begins_within(seconds):
+            return
 
 
 def begin(app: web.Application) -> None:

@@ -8,9 +8,10 @@ What comes in is read a few pieces per round of the event loop, whoever sends it
 Connections are bounded, as each one costs a file descriptor: at the bound the one that has been idle longest makes
 room, half a request's head counting as idle; where none is idle, the new one is told so and closed.
 
-A port that several gateways share (``SO_REUSEPORT``) has a queue of connections for each of them, and closing one
-resets what is in it. So a gateway that goes away first turns newcomers away unheard: the kernel drops their first
-packet, they send it again a second later, and by then it reaches a gateway that stays.
+A port has a queue of connections, and closing it resets what is in it. So a gateway that goes away first turns
+newcomers away unheard: the kernel drops their first packet, and they send it again a second later. By then the port is
+closed, which sends a balancer to another gateway; or, where several share a port (``SO_REUSEPORT``) and each has its
+own queue, the packet reaches one that stays.
 """
 
 import array
@@ -205,7 +206,8 @@ _FULL: Final = _full()
 class Listener:
     """One application on one address: ``start``, then ``port``; ``stop`` takes no more connections.
 
-    With a ``shared_port`` it listens there too, beside other processes; ``retire`` leaves that port to them.
+    With a ``shared_port`` it listens there too, beside other processes; ``retire`` leaves that port to them. ``shut``
+    lets no newcomers in on the other port either, but who is connected stays.
     """
 
     def __init__(
@@ -224,7 +226,7 @@ class Listener:
         self._shared_port = shared_port
         self._stalled = stalled
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LINGER)
-        self._server: asyncio.Server | None = None
+        self._own: tuple[socket.socket, asyncio.Server] | None = None
         self._shared: tuple[socket.socket, asyncio.Server] | None = None
         self._tried = port
         self.port = port
@@ -234,6 +236,11 @@ class Listener:
         """Return where it listened last, or tried to."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{host}:{self._tried}"
+
+    @property
+    def connections(self) -> int:
+        """Return how many are open."""
+        return len(self._crowd)
 
     async def start(self) -> None:
         """Start the application, then listen; raises ``OSError`` where the address cannot be had."""
@@ -247,7 +254,7 @@ class Listener:
 
         bound = bind(self._host, self._wanted_port, self._stalled)
         self.port = self._tried = bound.getsockname()[1]
-        self._server = await loop.create_server(protocol, sock=bound, backlog=BACKLOG)
+        self._own = bound, await loop.create_server(protocol, sock=bound, backlog=BACKLOG)
         if self._shared_port:
             self._tried = self._shared_port
             shared = bind(self._host, self._shared_port, self._stalled, shared=True)
@@ -255,21 +262,27 @@ class Listener:
 
     async def retire(self) -> None:
         """Leave the shared port, if there is one, to the others that listen on it: none of its connections is lost."""
-        if self._shared is None:
-            return
-        listening, server = self._shared
-        turn_away(listening)
-        await asyncio.sleep(RETIRING)
-        server.close()
+        if self._shared is not None:
+            await _close_slowly(*self._shared)
+
+    async def shut(self) -> None:
+        """Let no newcomers in; who is connected stays. Takes half a second, unless nobody is connected."""
+        if self._own is not None and self.connections:
+            await _close_slowly(*self._own)
 
     async def stop(self) -> None:
         """Take no more connections, end those that are open, and close the application."""
-        if self._shared is not None:
-            self._shared[1].close()
-        if self._server is not None:
-            self._server.close()
+        for port in (self._shared, self._own):
+            if port is not None:
+                port[1].close()
         await self._runner.cleanup()
         self._crowd.abort()  # who has not taken the end of its answer by now would keep the process from ending
+
+
+async def _close_slowly(listening: socket.socket, server: asyncio.Server) -> None:
+    turn_away(listening)
+    await asyncio.sleep(RETIRING)
+    server.close()
 
 
 def bind(host: str, port: int, stalled: float = STALLED, *, shared: bool = False) -> socket.socket:

@@ -151,7 +151,7 @@ async def _listen(
         manager.ready(f"Serving {settings.host}, port {listeners[0].port}")
         await signals.first.wait()
         manager.stopping(
-            RETIRING + settings.grace + AFTER_GRACE, f"Draining: open turns have {settings.grace:g} s to finish"
+            2 * RETIRING + settings.grace + AFTER_GRACE, f"Draining: open turns have {settings.grace:g} s to finish"
         )
         ending = app[keys.TASKS].spawn(_drained(app, listeners[0], settings.grace), "drain")
         hurry = app[keys.TASKS].spawn(signals.second.wait(), "second signal")
@@ -169,7 +169,7 @@ async def _listen(
 async def _drained(app: web.Application, listener: Listener, grace: float) -> None:
     drain.begin(app)
     await listener.retire()  # before turns are ended: who is already connected is to be answered
-    await drain.drain(app, grace)
+    await drain.drain(app, listener, grace)
 
 
 async def _check_kind(settings: Settings, backend: AgentBackend) -> None:

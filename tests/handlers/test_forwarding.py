@@ -1,6 +1,7 @@
 """Requests that reach another gateway than the one that has what they are about."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -12,13 +13,14 @@ from aiohttp.test_utils import make_mocked_request
 from gateway import keys
 from gateway.handlers.forwarding import HEADER, Forwarder
 from gateway.letta.scripted import Hold, Script
+from gateway.server import drain
 from gateway.shared_state.places import place_of
 from gateway.shared_state.redis_places import place_key
 from gateway.translation.agent_events import Stop, TextDelta, ToolCallDelta, Usage
 from tests.live.processes import free_port
 from tests.server.running import FRIEND, JSON, Running, serving
 from tests.server.two_gateways import one_of_several, two_gateways
-from tests.server.wire import Answer, request
+from tests.server.wire import Answer, request, until
 from tests.shared_state.redis_process import RedisProcess
 from tests.storage.late import late_database
 
@@ -158,6 +160,33 @@ async def test_gateway_that_has_the_turn_breaks_off(redis: RedisProcess) -> None
     assert answer.body.startswith(b"data: 1\n\n")
     assert answer.events[-1]["error"]["code"] == "conversation_lost"
     assert b"[DONE]" not in answer.body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_gateway_that_hands_on_goes_away(redis: RedisProcess, stream: bool) -> None:  # noqa: FBT001
+    async def answers_without_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if stream:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+            writer.write(b"9\r\ndata: 1\n\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(answers_without_end, "127.0.0.1", 0)
+    async with server, two_gateways(redis) as (_, other):
+        hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
+        asking = asyncio.get_running_loop().create_task(other.chat("Hi", headers=CHAT, stream=stream))
+        await until(lambda: other.app[keys.FORWARDER]._under_way)  # type: ignore[union-attr]
+        await asyncio.sleep(0.1)
+        await drain.drain(other.app, other.listener, 0.2)
+        answer = await asking
+    if stream:
+        assert (answer.status, answer.complete) == (200, True)
+        assert answer.events[0] == 1
+        assert answer.events[-1]["error"]["code"] == "shutting_down"
+    else:
+        assert (answer.status, answer.code) == (503, "shutting_down")
 
 
 # Answers that are asked for again ------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 
+import pytest
 from aiohttp import web
 
 from gateway import keys
@@ -12,7 +14,7 @@ from tests.server.wire import until
 
 async def test_nothing_is_open() -> None:
     async with serving() as gateway:
-        await asyncio.wait_for(drain.drain(gateway.app, 30.0), 1.0)
+        await asyncio.wait_for(drain.drain(gateway.app, gateway.listener, 30.0), 1.0)
         assert "letta_gateway_draining 1.0" in gateway.exposed()
 
 
@@ -22,7 +24,7 @@ async def test_open_turn_is_let_go_on() -> None:
         gateway.backend.play(Script(([TextDelta("Hel")], Hold(gate), [TextDelta("lo"), Stop("end_turn")])))
         await connection.send(chat_request(stream=True))
         head = await connection.head()
-        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, 30.0))
+        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, gateway.listener, 30.0))
         await asyncio.sleep(0.02)
         assert (await gateway.ask("GET", "/ready")).json() == {"status": "draining"}
         assert (await gateway.ask("GET", "/v1/models")).status == 200, "what still comes is served"
@@ -40,7 +42,7 @@ async def test_request_whose_turn_has_not_begun_is_waited_for() -> None:
         gateway.backend.holding = Hold(gate)
         await connection.send(chat_request(stream=True))
         await until(lambda: gateway.backend.searches)
-        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, 30.0))
+        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, gateway.listener, 30.0))
         await asyncio.sleep(0.05)
         assert not draining.done()
         gate.set()
@@ -55,7 +57,7 @@ async def test_request_whose_turn_begins_after_the_grace_is_refused() -> None:
         gateway.backend.holding = Hold(gate)
         await connection.send(chat_request(stream=True))
         await until(lambda: gateway.backend.searches)
-        await drain.drain(gateway.app, 0.05)
+        await drain.drain(gateway.app, gateway.listener, 0.05)
         gate.set()
         answer = await connection.answer()
         assert (answer.status, answer.code) == (503, "shutting_down")
@@ -67,14 +69,50 @@ async def test_grace_is_over() -> None:
         gateway.backend.play(Script(([TextDelta("Hel")], Hang())))
         await connection.send(chat_request(stream=True))
         await connection.head()
-        await drain.drain(gateway.app, 0.05)
+        await drain.drain(gateway.app, gateway.listener, 0.05)
         body = b"".join([piece async for piece in connection.pieces()])
         assert b'"code":"shutting_down"' in body
         assert b"[DONE]" not in body
         assert gateway.backend.turns[0].cancelled
-        refused = await gateway.chat()
-        assert (refused.status, refused.code) == (503, "shutting_down")
-        assert refused.header("x-should-retry") == "true"
+
+
+async def test_clients_that_keep_coming_do_not_hold_it_up_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a balancer does that asks nobody for readiness: it goes elsewhere once it is refused."""
+    monkeypatch.setattr(drain, "ACCEPTING", 0.5)
+    served = refused = 0
+    async with serving() as gateway:
+        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, gateway.listener, 30.0))
+
+        async def keeps_coming() -> None:
+            nonlocal served, refused
+            while not refused:
+                try:
+                    answer = await gateway.chat()
+                except ConnectionRefusedError:
+                    refused += 1
+                else:
+                    assert answer.status == 200
+                    served += 1
+
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(keeps_coming() for _ in range(8)), draining)
+    assert refused == 8
+    assert served > 20
+
+
+async def test_request_that_crosses_the_end_on_a_kept_connection_is_answered() -> None:
+    async with serving() as gateway, contextlib.AsyncExitStack() as stack:
+        kept = [await stack.enter_async_context(gateway.connect()) for _ in range(5)]
+        for connection in kept:
+            await connection.send(chat_request(stream=False))
+            assert (await connection.answer()).status == 200
+        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, gateway.listener, 30.0))
+        for connection in kept:
+            await asyncio.sleep(0.2)
+            await connection.send(chat_request(stream=False))
+            answer = await connection.answer()
+            assert (answer.status, answer.header("connection")) == (200, "close")
+        await asyncio.wait_for(draining, 4.0)
 
 
 async def test_connections_are_not_kept_while_going_away() -> None:

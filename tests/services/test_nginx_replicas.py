@@ -181,11 +181,7 @@ async def test_gateway_that_is_killed(tmp_path: Path) -> None:
 
 
 async def test_rolling_restart(tmp_path: Path) -> None:
-    """F28: a hundred clients with idle connections, who now and then say something while each gateway restarts.
-
-    One in a hundred may be told of a failure: a message that crosses the moment in which the gateway closes an idle
-    connection, or ends its last turns, is not known to have been heard, and nginx rightly says it to nobody else.
-    """
+    """F28: a hundred clients with idle connections, who now and then say something while each gateway restarts."""
     ports = free_port(), free_port()
     front_end = {"front_ends": f"{PROXY} 1;"}
     async with (
@@ -209,11 +205,9 @@ async def test_rolling_restart(tmp_path: Path) -> None:
                 await asyncio.sleep(2)
                 over.set()
             said = Counter(answer for client in crowd for answer in client.answers)
-            failed = said.total() - said[200, ""]
-            assert failed <= said.total() // 100, said
-            assert said.keys() <= {(200, ""), (502, "gateway_failed"), (503, "shutting_down")}, said
+            assert said.keys() == {(200, "")}, said
             assert said.total() > 5 * CLIENTS
-            assert said[200, ""] <= letta.heard <= said.total()
+            assert letta.heard == said.total()
             assert sum(client.connected for client in crowd) == CLIENTS, "nobody's connection to nginx was closed"
 
 
