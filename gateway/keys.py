@@ -113,12 +113,12 @@ class Drain(Protocol):
         """Count a request as under way."""
         ...
 
-    async def idle(self) -> None:
-        """Wait until none is."""
+    def is_quiet(self, seconds: float) -> bool:
+        """Tell whether none was under way for ``seconds``."""
         ...
 
-    async def begins_within(self, seconds: float) -> bool:
-        """Wait for the next one; False where none begins in time."""
+    async def quiet(self, seconds: float) -> None:
+        """Wait until it is."""
         ...
 
 

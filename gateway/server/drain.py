@@ -6,6 +6,8 @@ connections that are open; what is left when the grace is over is ended in-band.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
@@ -45,32 +47,30 @@ class DrainSwitch:
         self.requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._begun = asyncio.Event()
+        self._last = -math.inf
 
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count a request as under way."""
         self.requests += 1
         self._idle.clear()
-        self._begun.set()
         try:
             yield
         finally:
             self.requests -= 1
+            self._last = time.monotonic()
             if not self.requests:
                 self._idle.set()
 
-    async def idle(self) -> None:
-        """Wait until no request is under way."""
-        await self._idle.wait()
+    def is_quiet(self, seconds: float) -> bool:
+        """Tell whether no request was under way for ``seconds``."""
+        return not self.requests and time.monotonic() >= self._last + seconds
 
-    async def begins_within(self, seconds: float) -> bool:
-        """Wait for the next request; False where none begins in time."""
-        self._begun.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                return await self._begun.wait()
-        return False
+    async def quiet(self, seconds: float) -> None:
+        """Wait until it is."""
+        while not self.is_quiet(seconds):
+            await self._idle.wait()
+            await asyncio.sleep(max(0.0, self._last + seconds - time.monotonic()))
 
 
 async def drain(app: web.Application, door: Door, grace: float) -> None:
@@ -84,8 +84,8 @@ async def drain(app: web.Application, door: Door, grace: float) -> None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(ACCEPTING, grace / 2)):
                     await _quiet(app, QUIET)
-            await door.shut()
-            if door.connections:
+            if not requests.is_quiet(CROSSING if door.connections else QUIET):
+                await door.shut()
                 await _quiet(app, CROSSING)
     except TimeoutError:
         log.warning("time is up", open_turns=turns.held, requests=requests.requests)
@@ -95,12 +95,10 @@ async def drain(app: web.Application, door: Door, grace: float) -> None:
 
 
 async def _quiet(app: web.Application, seconds: float) -> None:
-    requests = app[keys.DRAIN]
-    while True:
-        await requests.idle()
-        await app[keys.TURNS].idle()
-        if not await requests.begins_within(seconds):
-            return
+    requests, turns = app[keys.DRAIN], app[keys.TURNS]
+    while turns.held or not requests.is_quiet(seconds):
+        await requests.quiet(seconds)
+        await turns.idle()
 
 
 def begin(app: web.Application) -> None:

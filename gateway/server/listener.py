@@ -266,8 +266,8 @@ class Listener:
             await _close_slowly(*self._shared)
 
     async def shut(self) -> None:
-        """Let no newcomers in; who is connected stays. Takes half a second, unless nobody is connected."""
-        if self._own is not None and self.connections:
+        """Let no newcomers in; who is connected stays. Takes half a second."""
+        if self._own is not None:
             await _close_slowly(*self._own)
 
     async def stop(self) -> None:

@@ -81,7 +81,6 @@ async def test_clients_that_keep_coming_do_not_hold_it_up_and_none_is_lost(monke
     monkeypatch.setattr(drain, "ACCEPTING", 0.5)
     served = refused = 0
     async with serving() as gateway:
-        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, gateway.listener, 30.0))
 
         async def keeps_coming() -> None:
             nonlocal served, refused
@@ -94,8 +93,11 @@ async def test_clients_that_keep_coming_do_not_hold_it_up_and_none_is_lost(monke
                     assert answer.status == 200
                     served += 1
 
-        async with asyncio.timeout(10):
-            await asyncio.gather(*(keeps_coming() for _ in range(8)), draining)
+        async with asyncio.timeout(10), asyncio.TaskGroup() as clients:
+            for _ in range(8):
+                clients.create_task(keeps_coming())
+            await until(lambda: served)
+            await drain.drain(gateway.app, gateway.listener, 30.0)
     assert refused == 8
     assert served > 20
 
