@@ -3,12 +3,13 @@ import time
 from typing import Any
 
 import pytest
+import structlog.testing
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 
-from gateway.storage import connections, schema
+from gateway.storage import connections, schema, stamp
 from gateway.storage.address import Address, PostgresServer
 from gateway.storage.engine import Database, revision
 from gateway.storage.failures import StorageFailed
@@ -54,6 +55,19 @@ async def test_newer_schema_is_refused_and_left_alone(address: Address) -> None:
     with pytest.raises(StorageFailed, match="schema 9999 was made by a newer gateway"):
         await Database.open(address)
     assert await revision(address) == "9999"
+
+
+async def test_schema_of_the_next_gateway_is_used_and_left_alone(address: Address) -> None:
+    """A gateway is started again while newer ones take its place, or after a step back from them."""
+    following = f"{int(stamp.NEWEST) + 1:04}"
+    async with opened(address) as database, database.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = :next"), {"next": following})
+        await connection.execute(text("INSERT INTO outcomes VALUES ('o', 'k', 'r', 200, 't', 'b', 1.5)"))
+    with structlog.testing.capture_logs() as logs:
+        async with opened(address) as database, database.read() as connection:
+            assert (await connection.execute(text("SELECT owner FROM outcomes"))).scalar_one() == "o"
+    assert [(line["schema"], line["known"]) for line in logs if "newer" in line["event"]] == [(following, stamp.NEWEST)]
+    assert await revision(address) == following
 
 
 async def test_migration_that_fails_leaves_nothing(address: Address) -> None:
