@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := deploy/locks
 INSTALLED := $(VENV)/.installed
+AUDITS := .cache/audits
 SIDE_BY_SIDE := --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -51,11 +52,24 @@ fmt: install ## Format, and mend what can be mended
 bench: install ## Measure against aiohttp's pass-through; PEERS=1 adds nginx and LiteLLM
 	$(BIN)/python -m tests.bench
 
+sbom: $(AUDITS)/.installed ## Write build/sbom.cdx.json: what a release is made of (CycloneDX)
+	mkdir -p build
+	$(AUDITS)/bin/cyclonedx-py requirements --output-reproducible --spec-version 1.6 --of JSON -o build/sbom.cdx.json $(LOCKS)/runtime.txt
+
+audit: $(AUDITS)/.installed ## Look for known vulnerabilities in what a release is made of (asks PyPI's advisories)
+	$(AUDITS)/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCKS)/runtime.txt
+
+$(AUDITS)/.installed: $(LOCKS)/audits.txt $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(AUDITS)
+	$(BIN)/uv pip install --quiet --python $(AUDITS)/bin/python --require-hashes -r $(LOCKS)/audits.txt
+	touch $@
+
 lock: install ## Resolve the dependencies anew
 	echo uv | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header - -o $(LOCKS)/uv.txt
 	echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/build.txt
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 setup.cfg -o $(LOCKS)/runtime.txt
 	echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 --extra test setup.cfg - -o $(LOCKS)/test.txt
+	printf '%s\n' pip-audit cyclonedx-bom | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/audits.txt
 
 lock-servers: install ## Resolve the real servers of tests and benchmarks anew
 	printf '%s\n' 'letta[server,desktop]==0.16.8' asyncpg pgvector pg8000 psycopg2-binary | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 --exclude-newer 2026-05-20 - -o $(LOCKS)/v1-server.txt
@@ -76,4 +90,4 @@ openapi: install ## Write gateway/openapi.json from the routes
 clean: ## Remove what was made, but the cached servers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install run test test-fast test-services check fmt bench lock lock-servers lock-services env-example clean
+.PHONY: help install run test test-fast test-services check fmt bench sbom audit lock lock-servers lock-services env-example clean
