@@ -13,7 +13,8 @@ pytestmark = pytest.mark.services
 ROOT: Final = Path(__file__).parents[2]
 RUNTIME: Final = ROOT / "deploy" / "locks" / "runtime.txt"
 _REQUIREMENT: Final = re.compile(
-    r"^([a-z0-9._-]+)(?:\[[a-z,]+\])?==(\S+)((?: ; [^\\\n]+)?) \\\n((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)",
+    r"^([a-z0-9._-]+)(?:\[[a-z,]+\])?==(\S+)((?: ; [^\\\n]+)?) \\\n"  # name, version, where it is wanted
+    r"((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)",
     re.MULTILINE,
 )
 
