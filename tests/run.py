@@ -35,7 +35,12 @@ def _without_group(name: str) -> str:
 
 def main(arguments: list[str]) -> int:
     failures = _Failures()
-    code = pytest.main(arguments, plugins=[failures])
+    try:
+        code = pytest.main(arguments, plugins=[failures])
+    except Exception:
+        if not failures.tests:
+            raise
+        code = pytest.ExitCode.TESTS_FAILED  # what a test that failed did not close is told of at the end, as an error
     if code != pytest.ExitCode.TESTS_FAILED or not 0 < len(failures.tests) <= _MOST:
         return int(code)
     print(f"\nOnce more, alone: {len(failures.tests)} that failed beside others", flush=True)

@@ -13,12 +13,11 @@ from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
-from sqlalchemy import Dialect, Row, Text, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Dialect, Row, Text, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.accounts.periods import day_of, period_of, periods_of, span_of
 from gateway.accounts.profiles import Budget
-from gateway.storage.engine import Connection
 from gateway.storage.tables import spending, turns, usage_metrics, user_profiles
 from gateway.storage.upsert import insert_into
 
@@ -94,42 +93,42 @@ class _Move(msgspec.Struct):
     held: int = 0
 
 
-async def lock(connection: Connection, begun: Iterable[Begun], settled: Iterable[Settled]) -> None:
+def lock(connection: Connection, begun: Iterable[Begun], settled: Iterable[Settled]) -> None:
     """Take the rows that are to be changed, in one order, where other gateways may want them at the same time."""
     if connection.dialect.name != "postgresql":
         return
     owners = {turn.owner for turn in begun}
     if ids := sorted({turn.id for turn in settled}):
-        owners |= {row.owner for row in await connection.execute(_RUNNING, [{"ids": ids}])}
-    await connection.execute(_LOCK, [{"owners": sorted(owners)}])
+        owners |= {row.owner for row in connection.execute(_RUNNING, [{"ids": ids}])}
+    connection.execute(_LOCK, [{"owners": sorted(owners)}])
 
 
-async def settle(connection: Connection, settled: Iterable[Settled]) -> None:
+def settle(connection: Connection, settled: Iterable[Settled]) -> None:
     """Write down how turns went, each once: one that is not running (any more) stays as it is."""
     by_id = {turn.id: turn for turn in reversed(list(settled))}
     if not by_id:
         return
-    rows = (await connection.execute(_RUNNING, [{"ids": sorted(by_id)}])).all()
+    rows: list[Row[Any]] = list(connection.execute(_RUNNING, [{"ids": sorted(by_id)}]))
     pairs = [(row, by_id[row.id]) for row in rows]
     sent = [(row, turn) for row, turn in pairs if turn.status != "unsent"]
     unsent = [{"turn_id": row.id} for row, turn in pairs if turn.status == "unsent"]
     if unsent:
-        await connection.execute(_REMOVE, unsent)
+        connection.execute(_REMOVE, unsent)
     if sent:
-        await connection.execute(_SETTLE, [_settlement(row, turn) for row, turn in sent])
-    await _move(connection, _settled_moves(pairs))
+        connection.execute(_SETTLE, [_settlement(row, turn) for row, turn in sent])
+    _move(connection, _settled_moves(pairs))
     if sent:
-        await connection.execute(_add_up(connection.dialect), _sums(sent))
+        connection.execute(_add_up(connection.dialect), _sums(sent))
 
 
-async def begin(connection: Connection, begun: Sequence[Begun], default: Budget | None) -> set[str]:
+def begin(connection: Connection, begun: Sequence[Begun], default: Budget | None) -> set[str]:
     """Write down turns whose owners' budgets have room; return the ids of the others.
 
     A turn holds what its owner's latest one cost, at most what is left, and at least a millionth of a dollar.
     """
-    limits = await _limits(connection, {turn.owner for turn in begun if _may_be_user(turn.owner)}, default)
+    limits = _limits(connection, {turn.owner for turn in begun if _may_be_user(turn.owner)}, default)
     keys = {turn.id: limits[turn.owner].key_of(turn) for turn in begun if turn.owner in limits}
-    accounts = await _accounts(connection, set(keys.values()))
+    accounts = _accounts(connection, set(keys.values()))
     refused: set[str] = set()
     rows: list[dict[str, Any]] = []
     for turn in begun:
@@ -140,9 +139,9 @@ async def begin(connection: Connection, begun: Sequence[Begun], default: Budget 
         else:
             period = None if key is None else key[1]
             rows.append({**msgspec.structs.asdict(turn), **_NOTHING_YET, "held_micros": hold, "period": period})
-    await _move(connection, {key: _Move(held=account.taken) for key, account in accounts.items()})
+    _move(connection, {key: _Move(held=account.taken) for key, account in accounts.items()})
     if rows:
-        await connection.execute(_BEGIN, rows)
+        connection.execute(_BEGIN, rows)
     return refused
 
 
@@ -188,32 +187,32 @@ def _may_be_user(owner: str) -> bool:
     return owner != "local" and not owner.startswith("key_")
 
 
-async def _limits(connection: Connection, owners: AbstractSet[str], default: Budget | None) -> dict[str, _Limit]:
+def _limits(connection: Connection, owners: AbstractSet[str], default: Budget | None) -> dict[str, _Limit]:
     """Return the limits of owners who have one; who is no user has none."""
     limits: dict[str, _Limit] = {}
     if not owners:
         return limits
-    for row in await connection.execute(_BUDGETS, [{"owners": sorted(owners)}]):
+    for row in connection.execute(_BUDGETS, [{"owners": sorted(owners)}]):
         budget = default if row.budget_micros is None else Budget(row.budget_micros, row.budget_period)
         if budget is not None:
             limits[row.id] = _Limit(budget, row.latest_cost or 0)
     return limits
 
 
-async def _accounts(connection: Connection, keys: AbstractSet[Key]) -> dict[Key, _Account]:
+def _accounts(connection: Connection, keys: AbstractSet[Key]) -> dict[Key, _Account]:
     """Return what was spent and is held; a period that is new starts with what its days say already."""
     if not keys:
         return {}
-    found = await _find_accounts(connection, keys)
+    found = _find_accounts(connection, keys)
     if missing := sorted(keys - found.keys()):
-        await connection.execute(_start_period(connection.dialect), [_start(key) for key in missing])
-        found = await _find_accounts(connection, keys)
+        connection.execute(_start_period(connection.dialect), [_start(key) for key in missing])
+        found = _find_accounts(connection, keys)
     return found
 
 
-async def _find_accounts(connection: Connection, keys: AbstractSet[Key]) -> dict[Key, _Account]:
+def _find_accounts(connection: Connection, keys: AbstractSet[Key]) -> dict[Key, _Account]:
     owners, periods = ({key[place] for key in keys} for place in (0, 1))
-    rows = await connection.execute(_SPENDING, [{"owners": sorted(owners), "periods": sorted(periods)}])
+    rows = connection.execute(_SPENDING, [{"owners": sorted(owners), "periods": sorted(periods)}])
     found = {(row.owner, row.period): _Account(row.spent_micros, row.held_micros) for row in rows}
     return {key: account for key, account in found.items() if key in keys}
 
@@ -223,7 +222,7 @@ def _start(key: Key) -> dict[str, str]:
     return {"of": owner, "during": period, **span_of(period)._asdict()}
 
 
-async def _move(connection: Connection, moves: Mapping[Key, _Move]) -> None:
+def _move(connection: Connection, moves: Mapping[Key, _Move]) -> None:
     """Change what is spent and held in the periods that are there; nobody's budget asks for the others."""
     rows = [
         {"of": owner, "during": period, "spent": move.spent, "held": move.held}
@@ -231,7 +230,7 @@ async def _move(connection: Connection, moves: Mapping[Key, _Move]) -> None:
         if move.spent or move.held
     ]
     if rows:
-        await connection.execute(_MOVE, rows)
+        connection.execute(_MOVE, rows)
 
 
 # Statements: making one takes as long as running it ------------------------------------------------------------------

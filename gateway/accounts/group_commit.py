@@ -5,18 +5,20 @@ Whoever writes waits for the commit; what comes in meanwhile goes into the next 
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
+
+from sqlalchemy import Connection
 
 from gateway.errors import StorageUnavailable
 from gateway.storage import failures
-from gateway.storage.engine import Connection, Database
+from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 
 Entry = TypeVar("Entry")
 Answer = TypeVar("Answer")
-Write: TypeAlias = Callable[[Connection, Sequence[Entry]], Awaitable[Sequence[Answer]]]
-"""Writes entries within a transaction, and returns an answer for each."""
+Write: TypeAlias = Callable[[Connection, Sequence[Entry]], Sequence[Answer]]
+"""Writes entries within a transaction, in SQLite's thread, and returns an answer for each."""
 
 AT_ONCE: Final = 256
 """Entries in one transaction: some milliseconds for which nobody else has SQLite's connection."""
@@ -91,8 +93,7 @@ class GroupCommit(Generic[Entry, Answer]):
         tries = 1
         while True:
             try:
-                async with self._database.write() as connection:
-                    return await self._write(connection, entries)
+                return await self._database.write_at_once(lambda connection: self._write(connection, entries))
             except StorageUnavailable as error:
                 if error.reason != failures.CONFLICT or tries == TRIES:
                     raise

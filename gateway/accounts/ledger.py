@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 import structlog
+from sqlalchemy import Connection
 
 from gateway.accounts import bookkeeping
 from gateway.accounts.agent_models import AgentModels
@@ -24,7 +25,7 @@ from gateway.accounts.profiles import Budget
 from gateway.accounts.settling import Over, Settling
 from gateway.errors import BudgetExceeded, GatewayError
 from gateway.letta.backend import AgentBackend
-from gateway.storage.engine import Connection, Database
+from gateway.storage.engine import Database
 from gateway.storage.text import check_fit
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Usage
@@ -205,13 +206,13 @@ class Ledger:
             started_at=self._now(),
         )
 
-    async def _write(self, connection: Connection, entries: Sequence[_Entry]) -> list[bool]:
+    def _write(self, connection: Connection, entries: Sequence[_Entry]) -> list[bool]:
         """Write entries; False for a turn whose owner's budget has no room."""
         begun = [entry for entry in entries if isinstance(entry, Begun)]
         settled = [entry for entry in entries if isinstance(entry, Settled)]
-        await bookkeeping.lock(connection, begun, settled)
-        await bookkeeping.settle(connection, settled)
-        refused = await bookkeeping.begin(connection, begun, self._default_budget)
+        bookkeeping.lock(connection, begun, settled)
+        bookkeeping.settle(connection, settled)
+        refused = bookkeeping.begin(connection, begun, self._default_budget)
         return [entry.id not in refused for entry in entries]
 
 

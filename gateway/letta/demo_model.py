@@ -57,8 +57,8 @@ class SeenRequest(msgspec.Struct, frozen=True):
 class Recorder:
     """What the model was asked, and how its answers ended."""
 
-    def __init__(self) -> None:
-        self._requests: deque[SeenRequest] = deque(maxlen=_REMEMBERED_REQUESTS)
+    def __init__(self, remembered: int = _REMEMBERED_REQUESTS) -> None:
+        self._requests: deque[SeenRequest] = deque(maxlen=remembered)
         self.live = 0
         """Answers under way."""
         self.finished = 0
@@ -112,10 +112,10 @@ RECORDER = web.AppKey("recorder", Recorder)
 ASIDE = web.AppKey("aside", str)
 
 
-def build_demo_model(aside: str = "") -> web.Application:
+def build_demo_model(aside: str = "", recorder: Recorder | None = None) -> web.Application:
     """Build the application; the model adds ``aside`` to what it only repeats."""
     app = web.Application(client_max_size=_MAX_BODY)
-    app[RECORDER] = Recorder()
+    app[RECORDER] = recorder or Recorder()
     app[ASIDE] = aside
     app.router.add_get("/v1/models", _models)
     app.router.add_post("/v1/chat/completions", _chat)
@@ -125,10 +125,10 @@ def build_demo_model(aside: str = "") -> web.Application:
 
 @contextlib.asynccontextmanager
 async def running_demo_model(
-    host: str = "127.0.0.1", port: int = 0, aside: str = ""
+    host: str = "127.0.0.1", port: int = 0, aside: str = "", recorder: Recorder | None = None
 ) -> AsyncIterator[RunningDemoModel]:
     """Serve a demo model while the context is open; port 0 is any free one."""
-    app = build_demo_model(aside)
+    app = build_demo_model(aside, recorder)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:

@@ -1,21 +1,22 @@
 """The database: transactions with deadlines, one at a time on SQLite, some at a time on PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
+import sqlalchemy as sa
 import structlog
-from sqlalchemy import CursorResult, Dialect, Executable, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import StorageUnavailable
 from gateway.storage import connections, failures, opening
 from gateway.storage.address import Address, SqliteFile
 from gateway.storage.steps import Steps
+from gateway.storage.transactions import Rows, Transaction
 from gateway.tasks import TaskSet
+
+T = TypeVar("T")
 
 _TO_END: Final = 1.0
 """Seconds that a step which is stuck has when the database is closed."""
@@ -38,20 +39,14 @@ class StorageLimits(msgspec.Struct, frozen=True):
 class Connection:
     """One transaction's way to the database."""
 
-    def __init__(self, raw: AsyncConnection, steps: Steps) -> None:
-        self._raw = raw
+    def __init__(self, transaction: Transaction, steps: Steps, dialect: sa.Dialect) -> None:
+        self._transaction = transaction
         self._steps = steps
+        self.dialect: Final = dialect
 
-    @property
-    def dialect(self) -> Dialect:
-        """Which SQL is spoken."""
-        return self._raw.dialect
-
-    async def execute(
-        self, statement: Executable, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
-    ) -> CursorResult[Any]:
+    async def execute(self, statement: sa.Executable, rows: Rows = None) -> sa.CursorResult[Any]:
         """Run a statement, once or for each row of parameters; raises ``StorageUnavailable``."""
-        return await self._steps.run(self._raw.execute(statement, rows))
+        return await self._steps.run(self._transaction.execute(statement, rows))
 
 
 class Database:
@@ -60,13 +55,10 @@ class Database:
     def __init__(self, address: Address, limits: StorageLimits) -> None:
         self._address = address
         self._limits = limits
-        self._engine = connections.connect(address, connections=limits.connections, patience=limits.lock)
+        self._driver = connections.connect(address, connections=limits.connections, patience=limits.lock)
         self._places = limits.connections if self.is_shared else 1
         self._free = asyncio.Semaphore(self._places)
         self._tasks = TaskSet()
-        # A thread of its own: every turn is written down, and must not wait until somebody else's thread is free.
-        self._looker = ThreadPoolExecutor(1, thread_name_prefix="database-file")
-        self._identity: tuple[int, int] | None = None
         self._is_down = False
         self._is_closed = False
         self.on_failure: Callable[[], object] | None = None
@@ -83,8 +75,7 @@ class Database:
         try:
             if isinstance(address, SqliteFile):
                 await opening.prepare(address)
-            await opening.migrate(database._engine, address)
-            database._identity = await database._file_now()
+            await opening.migrate(database._driver, address)
         except BaseException:
             await database.close()
             raise
@@ -102,19 +93,18 @@ class Database:
         except TimeoutError:
             _log.warning("database closed under open transactions")
         await self._tasks.close(_TO_END)
-        await self._engine.dispose()
-        self._looker.shutdown(wait=False)
+        await self._driver.close()
 
     async def ping(self) -> None:
         """Raise ``StorageUnavailable`` unless the database answers."""
         async with self.read() as connection:
-            await connection.execute(text("SELECT 1"))
+            await connection.execute(sa.text("SELECT 1"))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Connection]:
         """Open a transaction that changes nothing; raises ``StorageUnavailable``."""
-        async with self._transaction(writes=False) as (raw, steps):
-            yield Connection(raw, steps)
+        async with self._transaction(writes=False) as (transaction, steps):
+            yield Connection(transaction, steps, self._driver.dialect)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Connection]:
@@ -123,19 +113,26 @@ class Database:
         Raises ``StorageUnavailable``: then nothing is known to be written. Who is cancelled inside of the block has
         written nothing, or, cancelled during the commit, everything.
         """
-        async with self._transaction(writes=True) as (raw, steps):
-            yield Connection(raw, steps)
-            await steps.run(self._commit(raw))
+        async with self._transaction(writes=True) as (transaction, steps):
+            yield Connection(transaction, steps, self._driver.dialect)
+            await steps.run(transaction.commit())
+
+    async def write_at_once(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do ``work`` as one transaction and one step, in SQLite's thread: it must not touch what is not its own.
+
+        Raises ``StorageUnavailable``, as ``write`` does.
+        """
+        async with self._transaction(writes=True) as (transaction, steps):
+            return await steps.run(transaction.run(work))
 
     @asynccontextmanager
-    async def _transaction(self, *, writes: bool) -> AsyncIterator[tuple[AsyncConnection, Steps]]:
+    async def _transaction(self, *, writes: bool) -> AsyncIterator[tuple[Transaction, Steps]]:
         await self._take_place()
-        raw = self._engine.connect()
+        transaction = self._driver.transaction(writes=writes)
         steps = Steps(self._tasks, self._limits.step, may_cancel=self.is_shared)
         is_spent = False
         try:
-            await steps.run(_begin(raw, writes=writes))
-            yield raw, steps
+            yield transaction, steps
         except StorageUnavailable as error:
             self._went_down(error.reason)
             # A primary that has become a standby may keep its connections; a new one leads to who is primary now.
@@ -144,7 +141,10 @@ class Database:
         else:
             self._came_back()
         finally:
-            await steps.end(self._leave(raw, is_spent=is_spent))
+            if transaction.is_open:
+                await steps.end(self._leave(transaction, is_spent=is_spent))
+            else:
+                self._free.release()
 
     async def _take_place(self) -> None:
         if self._is_closed:
@@ -156,24 +156,12 @@ class Database:
             self._went_down(failures.BUSY)
             raise StorageUnavailable(failures.BUSY) from None
 
-    async def _commit(self, raw: AsyncConnection) -> None:
-        if await self._file_now() != self._identity:
-            raise StorageUnavailable(failures.GONE)  # what is written to a file that has lost its name is lost too
-        await raw.commit()
-
-    async def _leave(self, raw: AsyncConnection, *, is_spent: bool) -> None:
+    async def _leave(self, transaction: Transaction, *, is_spent: bool) -> None:
         try:
-            if raw.sync_connection is not None:
-                if is_spent or self._is_closed:  # then there is no pool any more that would close it
-                    await raw.invalidate()
-                await raw.close()  # which rolls back what is not committed
+            # Once this is closed there is no pool any more that would close the connection.
+            await transaction.end(is_spent=is_spent or self._is_closed)
         finally:
             self._free.release()
-
-    async def _file_now(self) -> tuple[int, int] | None:
-        if not isinstance(self._address, SqliteFile):
-            return None
-        return await asyncio.get_running_loop().run_in_executor(self._looker, connections.identity, self._address.path)
 
     def _went_down(self, reason: str) -> None:
         if self.on_failure is not None:
@@ -188,19 +176,13 @@ class Database:
         self._is_down = False
 
 
-async def _begin(raw: AsyncConnection, *, writes: bool) -> None:
-    await raw.start()
-    await raw.execution_options(**{connections.WRITES: writes})
-    await raw.begin()
-
-
 async def revision(address: Address) -> str | None:
     """Return which schema a database has, which is left as it is; None: it has none. Raises ``StorageFailed``."""
     if isinstance(address, SqliteFile) and not await asyncio.to_thread(address.path.exists):
         return None
     limits = StorageLimits()
-    engine = connections.connect(address, connections=1, patience=limits.lock)
+    driver = connections.connect(address, connections=1, patience=limits.lock)
     try:
-        return await opening.revision(engine, address)
+        return await opening.revision(driver, address)
     finally:
-        await engine.dispose()
+        await driver.close()

@@ -2,15 +2,18 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection
 
-from gateway.storage import connections, failures, stamp
+from gateway.storage import database_file, failures, stamp
 from gateway.storage.address import Address, PostgresServer, SqliteFile
 from gateway.storage.failures import StorageFailed
+from gateway.storage.transactions import Driver
+
+T = TypeVar("T")
 
 MIGRATION: Final = 600.0
 """Seconds that all of a start's migrations may take."""
@@ -49,30 +52,38 @@ async def prepare(file: SqliteFile) -> None:
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StorageFailed(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed, or PostgreSQL.")
     try:
-        await asyncio.to_thread(connections.prepare, file.path)
+        await asyncio.to_thread(database_file.prepare, file.path)
     except OSError as error:
         raise StorageFailed(f"{file.path} cannot be made ({error.strerror}): {_ELSEWHERE}.") from None
 
 
-async def migrate(engine: AsyncEngine, address: Address) -> None:
+async def migrate(driver: Driver, address: Address) -> None:
     """Bring the schema up to date, all of it or nothing; raises ``StorageFailed``."""
-    with _explained(address):
-        async with asyncio.timeout(MIGRATION), engine.connect() as raw:
-            await raw.execution_options(**{connections.WRITES: True})
-            if await raw.run_sync(stamp.is_new_file):
-                await raw.run_sync(stamp.create)
-            elif await raw.run_sync(stamp.current) != stamp.NEWEST:
-                from gateway.storage import schema  # noqa: PLC0415 - at most starts there is nothing to do
-
-                await raw.run_sync(schema.upgrade)
-            await raw.commit()
+    await _run(driver, address, _migrate, writes=True)
 
 
-async def revision(engine: AsyncEngine, address: Address) -> str | None:
+async def revision(driver: Driver, address: Address) -> str | None:
     """Return which schema the database has; raises ``StorageFailed``."""
+    return await _run(driver, address, stamp.current, writes=False)
+
+
+def _migrate(connection: Connection) -> None:
+    if stamp.is_new_file(connection):
+        stamp.create(connection)
+    elif stamp.current(connection) != stamp.NEWEST:
+        from gateway.storage import schema  # noqa: PLC0415 - at most starts there is nothing to do
+
+        schema.upgrade(connection)
+
+
+async def _run(driver: Driver, address: Address, work: Callable[[Connection], T], *, writes: bool) -> T:
     with _explained(address):
-        async with asyncio.timeout(MIGRATION), engine.connect() as raw:
-            return await raw.run_sync(stamp.current)
+        async with asyncio.timeout(MIGRATION):
+            transaction = driver.transaction(writes=writes)
+            try:
+                return await transaction.run(work)
+            finally:
+                await transaction.end(is_spent=False)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from gateway.accounts import bookkeeping
 from gateway.accounts.bookkeeping import Begun, Settled
@@ -36,15 +37,15 @@ def settled(name: str, cost: int = 10, at: float = NOON + 5, **fields: Any) -> S
 
 
 async def begin(database: Database, *turns_: Begun, default: Budget | None = None) -> set[str]:
-    async with database.write() as connection:
-        await bookkeeping.lock(connection, turns_, ())
-        return await bookkeeping.begin(connection, turns_, default)
+    def write(connection: Connection) -> set[str]:
+        bookkeeping.lock(connection, turns_, ())
+        return bookkeeping.begin(connection, turns_, default)
+
+    return await database.write_at_once(write)
 
 
 async def settle(database: Database, *settled_: Settled) -> None:
-    async with database.write() as connection:
-        await bookkeeping.lock(connection, (), settled_)
-        await bookkeeping.settle(connection, settled_)
+    await settle_only(database, *settled_)
     await assert_balanced(database)
 
 
@@ -279,9 +280,11 @@ async def test_gateways_that_share_a_database_spend_one_budget(postgres_address:
 
 
 async def settle_only(database: Database, *settled_: Settled) -> None:
-    async with database.write() as connection:
-        await bookkeeping.lock(connection, (), settled_)
-        await bookkeeping.settle(connection, settled_)
+    def write(connection: Connection) -> None:
+        bookkeeping.lock(connection, (), settled_)
+        bookkeeping.settle(connection, settled_)
+
+    await database.write_at_once(write)
 
 
 @pytest.mark.live

@@ -1,15 +1,16 @@
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from gateway.accounts.group_commit import AT_ONCE, TRIES, GroupCommit
 from gateway.errors import StorageUnavailable
 from gateway.storage import failures
 from gateway.storage.address import SqliteFile
-from gateway.storage.engine import Connection, Database
+from gateway.storage.engine import Database
 from gateway.storage.tables import instances
 from gateway.storage.upsert import insert_into
 from gateway.tasks import TaskSet
@@ -28,20 +29,20 @@ class Writer:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.tasks = TaskSet()
-        self.gate = asyncio.Event()
+        self.gate = threading.Event()
         self.gate.set()
         self.batches: list[list[str]] = []
         self.conflicts = 0
         self.commits: GroupCommit[str, int] = GroupCommit(database, self.tasks, self.write)
 
-    async def write(self, connection: Connection, entries: Sequence[str]) -> list[int]:
+    def write(self, connection: Connection, entries: Sequence[str]) -> list[int]:
         self.batches.append(list(entries))
         insert = insert_into(connection.dialect, instances)
         rows = [{"id": entry, "seen_at": 1.0} for entry in entries]
         if TWICE in entries:
             rows += rows
-        await connection.execute(insert, rows)
-        await self.gate.wait()
+        connection.execute(insert, rows)
+        assert self.gate.wait(5)
         if self.conflicts:
             self.conflicts -= 1
             raise StorageUnavailable(failures.CONFLICT)

@@ -130,10 +130,11 @@ class StreamClient(asyncio.Protocol):
 class RequestClient(asyncio.Protocol):
     """A closed loop on one kept-alive connection: the next request leaves when the last answer is whole."""
 
-    def __init__(self, request: bytes, expected: int, errors: list[str]) -> None:
+    def __init__(self, request: bytes, expected: int, errors: list[str], status: bytes = _OK) -> None:
         self.latencies: list[float] = []
         self._request = request
         self._expected = expected
+        self._status = status
         self._errors = errors
         self._received = b""
         self._stopping = False
@@ -150,7 +151,7 @@ class RequestClient(asyncio.Protocol):
         if not _whole(self._received):
             return
         self.latencies.append(time.monotonic() - self._sent)
-        if not self._received.startswith(_OK) or self._received.count(MARK) != self._expected:
+        if not self._received.startswith(self._status) or self._received.count(MARK) != self._expected:
             self._errors.append(self._received[:300].decode("latin-1"))
         self._received = b""
         if self._stopping:
@@ -197,12 +198,12 @@ async def open_streams(
 
 
 async def ask_in_a_loop(
-    port: int, requests: list[bytes], expected: int, seconds: float
+    port: int, requests: list[bytes], expected: int, seconds: float, *, status: bytes = _OK
 ) -> tuple[list[float], float, list[str]]:
-    """Run one closed loop for each request; give the latencies, the seconds it took, and the errors."""
+    """Run one closed loop for each request; give the latencies, the seconds it took, and what was not as expected."""
     loop = asyncio.get_running_loop()
     errors: list[str] = []
-    clients = [RequestClient(request, expected, errors) for request in requests]
+    clients = [RequestClient(request, expected, errors, status) for request in requests]
     begin = time.monotonic()
     for client in clients:
         try:

@@ -133,8 +133,8 @@ async def warm_up(target: Target, agents: int) -> list[str]:
     askings = [Asking(number, _words(5, 0.01)) for number in range(min(agents, 20))]
     await open_streams(target.port, tally, [target.request(asking) for asking in askings], 5, lambda: 0.005)
     await tally.all_gone(60)
-    whole = [target.request(Asking(number, _words(3, 0), stream=False)) for number in range(min(agents, 4))]
-    _, _, errors = await ask_in_a_loop(target.port, whole, 3, 0.2)
+    whole = [target.request(Asking(number, _words(3, 0), stream=False)) for number in range(min(agents, 64))]
+    _, _, errors = await ask_in_a_loop(target.port, whole, 3, 0.5)
     return tally.errors + errors
 
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -66,9 +66,14 @@ def ask_litellm(asking: Asking) -> bytes:
     return _ask_model("bench", asking)
 
 
-def _ask_model(model: str, asking: Asking) -> bytes:
+def ask_with_a_wrong_key(number: int) -> bytes:
+    """Ask the gateway as somebody who guesses."""
+    return _ask_model(agent_name(0), Asking(0, "Let me in"), key=f"sk-guess-{number}")
+
+
+def _ask_model(model: str, asking: Asking, key: str = _KEY) -> bytes:
     body = {"model": model, "stream": asking.stream, "messages": [{"role": "user", "content": asking.words}]}
-    return _post("/v1/chat/completions", body, f"Authorization: Bearer {_KEY}")
+    return _post("/v1/chat/completions", body, f"Authorization: Bearer {key}")
 
 
 @contextmanager
@@ -91,8 +96,8 @@ def passthrough(upstream_port: int) -> Iterator[Target]:
 
 
 @contextmanager
-def gateway(upstream_port: int) -> Iterator[Target]:
-    """Start the gateway with its full chain: a key, and a rate limit that counts but never refuses."""
+def gateway(upstream_port: int, **more: str) -> Iterator[Target]:
+    """Start the gateway with its full chain: a key, and a limit that never refuses; ``more`` are settings."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as home:
         environment = {
@@ -103,6 +108,7 @@ def gateway(upstream_port: int) -> Iterator[Target]:
             "LETTA_GATEWAY_RATE_LIMIT": "1000000/second",
             "LETTA_GATEWAY_HOME": home,
             "ENVIRONMENT": "production",
+            **more,
         }
         command = [str(Path(sys.executable).parent / "letta-gateway"), "serve"]
         with running(command, port, log=LOGS / "gateway.log", environment=environment) as process:
@@ -112,14 +118,22 @@ def gateway(upstream_port: int) -> Iterator[Target]:
 @contextmanager
 def nginx(upstream_port: int) -> Iterator[Target]:
     """Start nginx with one worker that hands the Letta route on, unbuffered, over kept-alive connections."""
+    with balancer([upstream_port]) as port_and_process:
+        yield Target("nginx", *port_and_process, ask_letta)
+
+
+@contextmanager
+def balancer(ports: Sequence[int]) -> Iterator[tuple[int, Child]]:
+    """Start nginx before some servers, of which each request goes to the next."""
     port = free_port()
+    servers = " ".join(f"server 127.0.0.1:{each};" for each in ports)
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
         config = Path(folder) / "nginx.conf"
-        config.write_text(_NGINX.format(folder=folder, port=port, upstream=upstream_port, user=_nginx_user()))
+        config.write_text(_NGINX.format(folder=folder, port=port, servers=servers, user=_nginx_user()))
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "nginx"
         command = [program, "-p", folder, "-e", f"{folder}/error.log", "-c", str(config)]
         with running(command, port, log=LOGS / "nginx.log") as process:
-            yield Target("nginx", port, process, ask_letta)
+            yield port, process
 
 
 @contextmanager
@@ -182,7 +196,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    upstream letta {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 1000000000; }}
+    upstream letta {{ {servers} keepalive 1024; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         location = /health {{ return 200; }}

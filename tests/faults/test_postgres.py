@@ -22,6 +22,7 @@ from gateway.server.app import build_app
 from gateway.server.listener import Listener
 from gateway.storage.address import PostgresServer
 from gateway.storage.engine import Database, StorageLimits
+from gateway.storage.postgres_driver import PostgresDriver
 from gateway.storage.tables import turns, usage_metrics
 from gateway.translation.agent_events import Stop, TextDelta, Usage
 from tests.accounts.identities import CHEAP
@@ -116,7 +117,8 @@ async def town_on(
         try:
             gateway.ann = await gateway.settle_down("ann")
             yield gateway
-            pool = database._engine.pool
+            assert isinstance(database._driver, PostgresDriver)
+            pool = database._driver.engine.pool
             assert isinstance(pool, AsyncAdaptedQueuePool)
             await until(lambda: pool.checkedout() == 0)
             assert database._free._value == limits.connections

@@ -6,19 +6,19 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 
-from gateway.letta.demo_model import RunningDemoModel, running_demo_model
+from gateway.letta.demo_model import Recorder, RunningDemoModel, running_demo_model
 
 _PATIENCE = 10.0
 
 
 @contextlib.contextmanager
-def demo_model_in_thread(port: int = 0) -> Iterator[RunningDemoModel]:
-    """Serve a demo model while the context is open."""
+def demo_model_in_thread(port: int = 0, recorder: Recorder | None = None) -> Iterator[RunningDemoModel]:
+    """Serve a demo model while the context is open; a recorder of its own remembers as much as it was made for."""
     started: Future[tuple[RunningDemoModel, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
         try:
-            async with running_demo_model(port=port) as model:
+            async with running_demo_model(port=port, recorder=recorder) as model:
                 stop = asyncio.Event()
                 started.set_result((model, asyncio.get_running_loop(), stop))
                 await stop.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from gateway.letta.demo_model import Recorder
 from tests.live.app_server import AppServer, running_app_server
 from tests.live.gateways import sdk
 from tests.live.letta_server import Agent
@@ -29,17 +31,18 @@ from tests.storage.databases import postgres
 
 __all__ = ["postgres"]  # a fixture that is asked for by name
 
-pytestmark = [pytest.mark.services, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.services, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(2_700)]
 
-CHATS: Final = 120
+CHATS: Final = int(os.environ.get("CHATS", "120"))
+"""CHATS=500 is a run of ten minutes."""
 AT_ONCE: Final = 20
 TURNS: Final = "select coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) from turns"
 USAGE: Final = "select coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) from usage_metrics"
 FAILOVER: Final = 20.0
 """Seconds until a chat goes on whose gateway was killed: a lease lasts ten."""
-BREAK: Final = 300.0
+BREAK: Final = 300.0 + 3.0 * CHATS
 """Seconds for the chats to come so far that something is broken."""
-REMEMBERED: Final = 1_000
+REMEMBERED: Final = 1_000 + 20 * CHATS
 """Requests that the model remembers."""
 RECONCILED: Final = 180.0
 """Seconds until another gateway has settled what a dead one left: it is taken for dead after 90, and looked for every
@@ -60,7 +63,7 @@ NO_REDIS: Final = {"503 shared_state_unavailable", "in-band shared_state_unavail
 
 @pytest.fixture(scope="module")
 def letta() -> Iterator[AppServer]:
-    with demo_model_in_thread() as model, running_app_server(model) as server:
+    with demo_model_in_thread(recorder=Recorder(REMEMBERED)) as model, running_app_server(model) as server:
         yield server
 
 

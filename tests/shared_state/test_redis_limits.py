@@ -1,6 +1,7 @@
 """Limits that hold for all gateways together: each ``RedisLimits`` here is one of them."""
 
 import asyncio
+import contextlib
 
 import limits
 import pytest
@@ -22,12 +23,13 @@ async def asked(gateway: RedisLimits, times: int, bucket: str = "ann") -> int:
 
 
 async def test_exactly_the_limit_among_all(server: RedisServer, redis: RedisProcess) -> None:
-    others = [RedisServer(redis.url) for _ in range(2)]
-    gateways = [RedisLimits(one, Metrics(), lambda: 3) for one in (server, *others)]
-    assert sum(await asyncio.gather(*(asked(gateway, 70) for gateway in gateways))) == 100
-    assert await asked(gateways[0], 5, "ben") == 5
-    for other in others:
-        await other.close()
+    async with contextlib.AsyncExitStack() as stack:
+        others = [RedisServer(redis.url) for _ in range(2)]
+        for other in others:
+            stack.push_async_callback(other.close)
+        gateways = [RedisLimits(one, Metrics(), lambda: 3) for one in (server, *others)]
+        assert sum(await asyncio.gather(*(asked(gateway, 70) for gateway in gateways))) == 100
+        assert await asked(gateways[0], 5, "ben") == 5
 
 
 async def test_what_one_refuses_has_not_used_up_the_other(server: RedisServer) -> None:

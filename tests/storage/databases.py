@@ -6,17 +6,20 @@ import functools
 import itertools
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import pytest
+from sqlalchemy import Connection
 
-from gateway.storage import connections
+from gateway.storage import connections, database_file
 from gateway.storage.address import Address, PostgresServer, SqliteFile
 from gateway.storage.engine import Database, StorageLimits
 from tests.live.postgres import Postgres, running_postgres
 from tests.live.setup_v1 import missing, state_folder
+
+T = TypeVar("T")
 
 QUICK: Final = StorageLimits(step=0.5, queue=0.5, lock=0.2, connections=4)
 """Limits for tests that run into them."""
@@ -97,7 +100,7 @@ def _schema_database(server: Postgres) -> str:
 @pytest.fixture
 def sqlite_file(tmp_path: Path) -> SqliteFile:
     file = SqliteFile(tmp_path / "home" / "gateway.db")
-    connections.prepare(file.path)
+    database_file.prepare(file.path)
     file.path.write_bytes(_schema_file())
     return file
 
@@ -119,6 +122,17 @@ async def database(address: Address) -> AsyncIterator[Database]:
     """An open database of each kind."""
     async with opened(address) as found:
         yield found
+
+
+async def run(address: Address, work: Callable[[Connection], T]) -> T:
+    """Do something in a database of which nothing is expected, and commit it."""
+    driver = connections.connect(address, connections=1, patience=1)
+    transaction = driver.transaction(writes=True)
+    try:
+        return await transaction.run(work)
+    finally:
+        await transaction.end(is_spent=False)
+        await driver.close()
 
 
 @contextlib.asynccontextmanager

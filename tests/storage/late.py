@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
-from gateway.storage import connections, opening
+from sqlalchemy import text
+
+from gateway.storage import database_file, opening
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Database, StorageLimits
 
@@ -28,17 +30,16 @@ class LateDatabase(Database):
         await super()._take_place()
         if not self._is_made:
             assert isinstance(self._address, SqliteFile)
-            connections.prepare(self._address.path)  # not in a thread: some tests leave none free
+            database_file.prepare(self._address.path)  # not in a thread: some tests leave none free
             await self._get_schema(self._address)
-            self._identity = await self._file_now()
             self._is_made = True
 
     async def _get_schema(self, file: SqliteFile) -> None:
         """Take the schema from the database that was made first: migrations take a tenth of a second."""
         if not _FIRST:
-            await opening.migrate(self._engine, file)
-            async with self._engine.connect() as raw:
-                await raw.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            await opening.migrate(self._driver, file)
+            checkpoint = self._driver.transaction(writes=False)
+            await checkpoint.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"), None)
             _FIRST.append(file.path.read_bytes())
         else:
             file.path.write_bytes(_FIRST[0])

@@ -9,12 +9,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 
-from gateway.storage import connections, schema, stamp
+from gateway.storage import database_file, schema, stamp
 from gateway.storage.address import Address, PostgresServer
 from gateway.storage.engine import Database, revision
 from gateway.storage.failures import StorageFailed
 from gateway.storage.tables import metadata
-from tests.storage.databases import QUICK, opened
+from tests.storage.databases import QUICK, opened, run
 
 
 async def in_sync(address: Address) -> list[str]:
@@ -25,12 +25,7 @@ async def in_sync(address: Address) -> list[str]:
         assert compare_metadata(context, metadata) == []
         return sorted(inspect(connection).get_table_names())
 
-    engine = connections.connect(address, connections=1, patience=1)
-    try:
-        async with engine.connect() as raw:
-            return await raw.run_sync(compare)
-    finally:
-        await engine.dispose()
+    return await run(address, compare)
 
 
 async def test_empty_database_gets_the_schema(address: Address) -> None:
@@ -72,18 +67,12 @@ async def test_schema_of_the_next_gateway_is_used_and_left_alone(address: Addres
 
 async def test_migration_that_fails_leaves_nothing(address: Address) -> None:
     """A table of the same name stands in the way of the last step."""
-    engine = connections.connect(address, connections=1, patience=1)
     if not isinstance(address, PostgresServer):
-        await asyncio.to_thread(connections.prepare, address.path)
-    async with engine.begin() as raw:
-        await raw.execute(text("CREATE TABLE responses (id INTEGER)"))
-    await engine.dispose()
+        await asyncio.to_thread(database_file.prepare, address.path)
+    await run(address, lambda connection: connection.execute(text("CREATE TABLE responses (id INTEGER)")))
     with pytest.raises(Exception, match="already exists"):
         await Database.open(address)
-    engine = connections.connect(address, connections=1, patience=1)
-    async with engine.connect() as raw:
-        assert await raw.run_sync(lambda connection: inspect(connection).get_table_names()) == ["responses"]
-    await engine.dispose()
+    assert await run(address, lambda connection: inspect(connection).get_table_names()) == ["responses"]
 
 
 @pytest.mark.live
@@ -130,16 +119,15 @@ def shape(connection: Connection) -> dict[str, dict[str, Any]]:
 async def test_what_the_gateway_of_before_reads_and_writes_is_still_right(address: Address) -> None:
     """It names the columns that it knows, and no others."""
     if not isinstance(address, PostgresServer):
-        await asyncio.to_thread(connections.prepare, address.path)
-    engine = connections.connect(address, connections=1, patience=1)
-    async with engine.connect() as raw:
-        await raw.execution_options(**{connections.WRITES: True})
-        await raw.run_sync(go_back)
-        old = await raw.run_sync(shape)
-        await raw.run_sync(schema.upgrade)
-        new = await raw.run_sync(shape)
-        await raw.commit()
-    await engine.dispose()
+        await asyncio.to_thread(database_file.prepare, address.path)
+
+    def upgraded(connection: Connection) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        go_back(connection)
+        before = shape(connection)
+        schema.upgrade(connection)
+        return before, shape(connection)
+
+    old, new = await run(address, upgraded)
     assert await revision(address) == schema.newest()
     for table, columns in old.items():
         assert new[table][""] == columns[""], table
@@ -156,11 +144,10 @@ async def test_backup_that_is_under_way_puts_off_the_new_gateway_and_not_the_oth
 ) -> None:
     """A dump reads every table for as long as it takes; who waits to change one would hold up all who come after."""
     async with opened(postgres_address) as old:
-        engine = connections.connect(postgres_address, connections=1, patience=1)
-        async with engine.begin() as backup:
-            await backup.execute(text("ALTER TABLE pins DROP COLUMN fence"))
-            await backup.execute(text("UPDATE alembic_version SET version_num = '0003'"))
-        async with engine.begin() as backup:
+        async with old.write() as connection:
+            await connection.execute(text("ALTER TABLE pins DROP COLUMN fence"))
+            await connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+        async with old.read() as backup:
             await backup.execute(text("SELECT * FROM pins"))
             starting = asyncio.get_running_loop().create_task(Database.open(postgres_address, QUICK))
             await asyncio.sleep(0.5)
@@ -172,4 +159,3 @@ async def test_backup_that_is_under_way_puts_off_the_new_gateway_and_not_the_oth
                 await starting
         async with opened(postgres_address):
             assert await revision(postgres_address) == schema.newest()
-        await engine.dispose()

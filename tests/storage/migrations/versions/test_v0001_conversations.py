@@ -1,17 +1,13 @@
 from sqlalchemy import Connection, inspect
 
-from gateway.storage import connections
 from gateway.storage.address import Address
-from tests.storage.databases import opened
+from tests.storage.databases import opened, run
 
 
 async def test_tables_and_their_keys(address: Address) -> None:
     async with opened(address):
         pass
-    engine = connections.connect(address, connections=1, patience=1)
-    async with engine.connect() as raw:
-        keys = await raw.run_sync(_keys)
-    await engine.dispose()
+    keys = await run(address, _keys)
     assert (
         keys.items()
         >= {

@@ -1,0 +1,419 @@
+"""`python -m tests.bench.loads`: the loads that the gateway is to carry, each beside the same without it.
+
+Each load is a function that starts what it needs and yields rows; `--only storm` runs one of them. The seconds of the
+long ones are `--hold` (held streams) and `--soak`.
+"""
+
+import argparse
+import asyncio
+import itertools
+import random
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import uvloop
+
+from tests.bench import measure, targets
+from tests.bench.driver import Tally, ask_in_a_loop, open_streams
+from tests.bench.plan import Plan
+from tests.bench.processes import raise_file_limit
+from tests.bench.report import hardware
+from tests.bench.samples import HeldSample, Quantiles, quantiles
+from tests.bench.targets import Asking, Target
+from tests.live.postgres import running_postgres
+from tests.live.setup_v1 import state_folder
+from tests.shared_state.redis_process import RedisProcess
+
+_PATIENCE: Final = 30.0
+_KIB: Final = 1024
+_MIB: Final = 1 << 20
+_BODY: Final = 10_000_000
+_serial = itertools.count()
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    load: str
+    promised: str
+    gateway: str
+    direct: str
+    kept: bool
+
+
+# Streams -------------------------------------------------------------------------------------------------------------
+
+
+def held(options: argparse.Namespace) -> Iterator[Row]:
+    """Hold 5,000 streams."""
+    plan = Plan(hold=options.hold, held_ramp=10.0)
+    with _both(5_000) as (direct, gateway):
+        ours, theirs = (uvloop.run(measure.held(target, 5_000, plan)) for target in (gateway, direct))
+    dropped = f"{len(ours.errors)} dropped, p99 {ours.latency.p99:.1f} ms, {ours.cpu_share:.0%} of a core"
+    plain = f"{len(theirs.errors)} dropped, p99 {theirs.latency.p99:.1f} ms"
+    yield Row(f"5,000 streams of 1 event/s for {options.hold:g} s", "0 dropped", dropped, plain, not ours.errors)
+    each = _each(ours)
+    peak = f"{ours.peak_rss / _MIB:.0f} MiB in all"
+    yield Row("memory of each of these", "<= 64 KiB", f"{each:.1f} KiB ({peak})", "-", each <= 64)
+
+
+def jitter(_options: argparse.Namespace) -> Iterator[Row]:
+    """Let 3,000 streams run at two events a second: when each comes, and whether all do, in order."""
+    plan = Plan(ramp=6.0, window=10.0, settle=2.0)
+    with _both(3_000) as (direct, gateway):
+        theirs, ours = (
+            uvloop.run(measure.streaming(target, direct.process, plan, 3_000, 2.0)) for target in (direct, gateway)
+        )
+    added = ours.latency.p99 - theirs.latency.p50
+    yield Row(
+        "3,000 streams of 2 events/s: what is added to an event's way, p99",
+        "<= 20 ms, all in order",
+        f"{added:.1f} ms, {len(ours.errors)} streams with a fault",
+        f"{theirs.latency.p99:.1f} ms",
+        added <= 20 and not ours.errors,
+    )
+
+
+def events(_options: argparse.Namespace) -> Iterator[Row]:
+    """Relay 16,000 events a second."""
+    plan = Plan(ramp=3.0, window=8.0)
+    with _both(400) as (direct, gateway):
+        ours = uvloop.run(measure.streaming(gateway, direct.process, plan, 400, 40.0))
+    per_core = 1e6 / ours.cpu_us
+    yield Row(
+        "400 streams of 40 events/s: events per second of a core",
+        ">= 5,000",
+        f"{per_core:,.0f} ({ours.kept_up:.0%} of the pace kept, {ours.events_per_read:.2f} events per read)",
+        "-",
+        per_core >= 5_000 and ours.kept_up > 0.97 and not ours.errors,
+    )
+
+
+def storm(_options: argparse.Namespace) -> Iterator[Row]:
+    """Connect 2,000 times within a second."""
+    with _both(2_000) as (direct, gateway):
+        found = [uvloop.run(_storm(target)) for target in (direct, gateway)]
+    (theirs, plain), (ours, errors) = found
+    yield Row(
+        "2,000 new connections within a second, a chat on each",
+        "0 refused",
+        f"{len(errors)} failed, first word p99 {ours.p99:.0f} ms",
+        f"{len(plain)} failed, p99 {theirs.p99:.0f} ms",
+        not errors,
+    )
+
+
+async def _storm(target: Target) -> tuple[Quantiles, list[str]]:
+    tally = Tally()
+    requests = [target.request(Asking(number, _words(3, 0.02))) for number in range(2_000)]
+    await open_streams(target.port, tally, requests, 3, lambda: 0.0005)
+    await tally.all_gone(_PATIENCE)
+    return quantiles(tally.first_tokens), tally.errors
+
+
+def head_of_line(_options: argparse.Namespace) -> Iterator[Row]:
+    """Send bodies of 10 MB beside 1,000 streams."""
+    with _both(1_001) as (_, gateway):
+        quiet, beside, sent, errors = uvloop.run(_beside_large_bodies(gateway))
+    yield Row(
+        "a word of 1,000 streams beside bodies of 10 MB, p99",
+        "< 2 x that without them",
+        f"{beside.p99:.1f} ms, with {sent} bodies in 15 s ({beside.p99 / quiet.p99:.2f} x)",
+        f"{quiet.p99:.1f} ms without them",
+        beside.p99 < 2 * quiet.p99 and not errors,
+    )
+
+
+async def _beside_large_bodies(target: Target) -> tuple[Quantiles, Quantiles, int, list[str]]:
+    tally = Tally()
+    requests = [target.request(Asking(number, _words(90, 0.5))) for number in range(1_000)]
+    await open_streams(target.port, tally, requests, 90, lambda: 0.003)
+    await asyncio.sleep(2)
+    tally.latencies.clear()
+    await asyncio.sleep(15)
+    quiet = quantiles(tally.latencies)
+    tally.latencies.clear()
+    over, sent = threading.Event(), [0]
+    sender = threading.Thread(target=_send_bodies, args=(target, over, sent))  # the driver's loop is what dates events
+    sender.start()
+    await asyncio.sleep(15)
+    over.set()
+    beside = quantiles(tally.latencies)
+    await asyncio.to_thread(sender.join)
+    await tally.all_gone(60)
+    return quiet, beside, sent[0], tally.errors
+
+
+def _send_bodies(target: Target, over: threading.Event, sent: list[int]) -> None:
+    while not over.wait(0.5):
+        head, _, body = target.request(Asking(1_000, _words(3, 0) + "x" * _BODY, stream=False)).partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+        connection = HTTPConnection("127.0.0.1", target.port, timeout=30)
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        sent[0] += answer.status == 200
+
+
+# Requests ------------------------------------------------------------------------------------------------------------
+
+
+def requests(_options: argparse.Namespace) -> Iterator[Row]:
+    """Ask for whole answers: one, sixteen, sixty-four at a time."""
+    plan = Plan(request_seconds=5.0)
+    with _both(64) as (direct, gateway):
+        for workers, p50, p99 in ((1, 1, 3), (16, None, 10), (64, None, 40)):
+            theirs, ours = (uvloop.run(measure.requests(target, workers, plan)) for target in (direct, gateway))
+            added = ours.latency.p99 - theirs.latency.p50
+            promise = f"<= {p50} / {p99} ms" if p50 else f"p99 <= {p99} ms"
+            median = ours.latency.p50 - theirs.latency.p50
+            kept = added <= p99 and (p50 is None or median <= p50) and not ours.errors
+            plain = f"{theirs.latency.p50:.2f} / {theirs.latency.p99:.2f} ms"
+            yield Row(f"added to a whole answer, c={workers}", promise, f"{median:.2f} / {added:.2f} ms", plain, kept)
+            if workers == 64:
+                rate, plain = ours.per_second, f"{theirs.per_second:,.0f}/s"
+                yield Row("whole answers, c=64", ">= 800/s", f"{rate:,.0f}/s", plain, rate >= 800)
+
+
+def replicas(_options: argparse.Namespace) -> Iterator[Row]:
+    """Ask one gateway, then three, behind nginx, with PostgreSQL and Redis."""
+    rates, refused = {}, 0
+    with targets.upstream(64) as direct:
+        for count in (1, 3):
+            with _company(direct.port, count) as front:
+                uvloop.run(measure.warm_up(front, 64))
+                sample = uvloop.run(measure.requests(front, 64, Plan(request_seconds=6.0)))
+            rates[count] = sample.per_second
+            refused += len(sample.errors)
+    yield Row(
+        "whole answers of 1 and of 3 gateways, which share these cores, with PostgreSQL, Redis and nginx, c=64",
+        "0 refused",
+        f"{rates[1]:,.0f} and {rates[3]:,.0f}/s, {refused} refused",
+        "-",
+        not refused,
+    )
+
+
+@contextmanager
+def _company(upstream: int, count: int) -> Iterator[Target]:
+    with ExitStack() as stack:
+        postgres = stack.enter_context(running_postgres(stack.enter_context(state_folder()), None))
+        redis = stack.enter_context(RedisProcess())
+        shared = {
+            "LETTA_GATEWAY_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?sslmode=disable",
+            "LETTA_GATEWAY_REDIS_URL": redis.url,
+            "SECRET_KEY": "bench-secret-of-thirty-two-letters",
+        }
+        gateways = [stack.enter_context(targets.gateway(upstream, **shared)) for _ in range(count)]
+        port, process = stack.enter_context(targets.balancer([gateway.port for gateway in gateways]))
+        yield Target(f"{count} gateways", port, process, targets.ask_openai)
+
+
+def wrong_keys(_options: argparse.Namespace) -> Iterator[Row]:
+    """Guess keys as fast as 64 connections can."""
+    with _both(1, LETTA_GATEWAY_RATE_LIMIT="1000000/second") as (_, gateway):
+        cpu = gateway.process.cpu_seconds()
+        guesses = [targets.ask_with_a_wrong_key(number) for number in range(64)]
+        latencies, seconds, errors = uvloop.run(ask_in_a_loop(gateway.port, guesses, 0, 5.0, status=b"HTTP/1.1 401"))
+        each = (gateway.process.cpu_seconds() - cpu) / len(latencies) * 1e3
+    took = quantiles(latencies)
+    yield Row(
+        "requests with wrong keys, 64 at a time: CPU of each",
+        "< 1 ms",
+        f"{each:.2f} ms ({len(latencies) / seconds:,.0f}/s, p99 {took.p99:.0f} ms)",
+        "-",
+        each < 1 and not errors,
+    )
+
+
+def overload(_options: argparse.Namespace) -> Iterator[Row]:
+    """Offer three times what the gateway lets in, then what it can carry."""
+    with _both(700, LETTA_GATEWAY_MAX_TURNS="100") as (_, gateway):
+        peak, during, refusals, after = uvloop.run(_overload(gateway))
+    good, others = during[200], during.total() - during[200] - during[503] - during[429]
+    yield Row(
+        "three times the turns that LETTA_GATEWAY_MAX_TURNS lets in: served, of what it serves at most",
+        ">= 90 %",
+        f"{good / 10 / peak:.0%} ({good / 10:.0f}/s), {others} other answers",
+        "-",
+        good / 10 >= 0.9 * peak and not others,
+    )
+    yield Row("the refusals among them, p99", "< 50 ms", f"{refusals.p99:.0f} ms", "-", refusals.p99 < 50)
+    yield Row("served in the second after", ">= 90 %", f"{after / peak:.0%}", "-", after >= 0.9 * peak)
+
+
+async def _overload(target: Target) -> tuple[float, Counter[int], Quantiles, float]:
+    def asking(number: int) -> bytes:
+        return target.request(Asking(number, _words(5, 0.1), stream=False))
+
+    await measure.warm_up(target, 700)
+    latencies, seconds, _ = await ask_in_a_loop(target.port, [asking(number) for number in range(100)], 5, 6.0)
+    peak = len(latencies) / seconds
+    answers: list[tuple[int, float]] = []
+    async with asyncio.TaskGroup() as group:
+        due = time.monotonic()
+        for number in range(round(10 * 3 * peak)):
+            group.create_task(_once(target.port, asking(number % 700), answers))
+            due += 1 / (3 * peak)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+    refused = [seconds for status, seconds in answers if status in (429, 503)]
+    after, seconds, _ = await ask_in_a_loop(target.port, [asking(number) for number in range(100)], 5, 1.0)
+    return peak, Counter(status for status, _ in answers), quantiles(refused), len(after) / seconds
+
+
+async def _once(port: int, request: bytes, answers: list[tuple[int, float]]) -> None:
+    started = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+    answer = await reader.read()
+    answers.append((int(answer.split(b" ", 2)[1]), time.monotonic() - started))
+    writer.close()
+
+
+# Life ----------------------------------------------------------------------------------------------------------------
+
+
+def starts(_options: argparse.Namespace) -> Iterator[Row]:
+    """Start five times, and go when idle."""
+    ready, ends, sizes = [], [], []
+    for _ in range(5):
+        with _both(1) as (_, gateway):
+            ready.append(gateway.process.seconds_to_ready)
+            sizes.append(gateway.process.rss() / _MIB)
+            began = time.monotonic()
+            _end(gateway.process.pid)
+            ends.append(time.monotonic() - began)
+    start, end, size = (statistics.median(each) for each in (ready, ends, sizes))
+    yield Row("base memory", "<= 120 MiB", f"{size:.0f} MiB", "-", size <= 120)
+    yield Row("start to ready / idle to gone", "< 2 / 1 s", f"{start:.2f} / {end:.2f} s", "-", start < 2 and end < 1)
+
+
+def _end(pid: int) -> None:
+    import psutil  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    process = psutil.Process(pid)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+
+
+def soak(options: argparse.Namespace) -> Iterator[Row]:
+    """Have everything happen that clients do, and watch what the process keeps."""
+    with _both(50) as (_, gateway):
+        uvloop.run(measure.warm_up(gateway, 50))
+        samples, turns = uvloop.run(_soak(gateway, options.soak))
+    settled = samples[len(samples) // 3 :]
+    slope = statistics.linear_regression([at for at, _, _ in settled], [rss for _, rss, _ in settled]).slope * 3_600
+    files = [files for _, _, files in settled]
+    yield Row(
+        f"{options.soak / 60:.0f} minutes of chats, one in ten cut or wrong: memory gained",
+        "< 1 MiB/h",
+        f"{slope / _MIB:+.2f} MiB/h after {turns:,} requests; files {min(files)} to {max(files)}",
+        "-",
+        slope < _MIB,
+    )
+
+
+async def _soak(target: Target, seconds: float) -> tuple[list[tuple[float, int, int]], int]:
+    dice, samples, done = random.Random(1), [], 0
+    began = time.monotonic()
+    while (at := time.monotonic() - began) < seconds:
+        samples.append((at, target.process.rss(), _files(target.process.pid)))
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            await _mixture(target, dice)
+            done += 10
+    return samples, done
+
+
+async def _mixture(target: Target, dice: random.Random) -> None:
+    """Have eight chats answered, one cut, and one wrong."""
+    agents = dice.sample(range(50), 10)
+    chats = [target.request(Asking(number, _words(10, 0.02), stream=number % 2 == 0)) for number in agents[:8]]
+    cut = target.request(Asking(agents[8], _words(500, 0.02)))
+    wrong = targets.ask_with_a_wrong_key(dice.randrange(1_000_000))
+    answers: list[tuple[int, float]] = []
+    async with asyncio.TaskGroup() as group:
+        for each in (*chats, wrong):
+            group.create_task(_once(target.port, each, answers))
+        group.create_task(_cut(target.port, cut))
+    if Counter(status for status, _ in answers) != {200: 8, 401: 1}:
+        raise AssertionError(answers)
+
+
+async def _cut(port: int, request: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    await reader.read(2_000)
+    writer.transport.abort()
+
+
+def _files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+# -------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _both(agents: int, **settings: str) -> Iterator[tuple[Target, Target]]:
+    with targets.upstream(agents) as direct, targets.gateway(direct.port, **settings) as gateway:
+        yield direct, gateway
+
+
+def _each(sample: HeldSample) -> float:
+    return (sample.held_rss - sample.base_rss) / sample.streams / _KIB
+
+
+def _words(events: int, interval: float) -> str:
+    return f"load {next(_serial)}: events={events} interval={interval:.6f} "
+
+
+LOADS: Final[Sequence[Callable[[argparse.Namespace], Iterator[Row]]]] = (
+    held,
+    jitter,
+    events,
+    storm,
+    head_of_line,
+    requests,
+    replicas,
+    wrong_keys,
+    overload,
+    starts,
+    soak,
+)
+
+
+def main() -> None:
+    """Carry what is asked for; the exit status tells whether all was kept."""
+    names = [load.__name__ for load in LOADS]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.loads", description=__doc__)
+    parser.add_argument("--only", action="append", choices=names)
+    parser.add_argument("--hold", type=float, default=60.0)
+    parser.add_argument("--soak", type=float, default=600.0)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    raise_file_limit()
+    print(f"Measured on {hardware()}; the driver, the upstream and the gateway share these cores.\n", flush=True)
+    print("| load | promised | through the gateway | direct | kept |\n| --- | --- | --- | --- | --- |", flush=True)
+    kept = True
+    for load in LOADS:
+        if load.__name__ in (options.only or names):
+            for row in load(options):
+                kept &= row.kept
+                cells = (row.load, row.promised, row.gateway, row.direct, "yes" if row.kept else "**no**")
+                print(f"| {' | '.join(cells)} |", flush=True)
+    sys.exit(0 if kept else 1)
+
+
+if __name__ == "__main__":
+    main()
