@@ -59,7 +59,7 @@ class AgentModels:
 
     async def _fetch(self, agent_id: str) -> str:
         try:
-            model = (await self._backend.details(agent_id)).model or UNKNOWN
+            model = await self._backend.model(agent_id) or UNKNOWN
         except AgentGone:
             model = self._known[agent_id].model if agent_id in self._known else UNKNOWN
         model = model if fits(model) else UNKNOWN

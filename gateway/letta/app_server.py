@@ -156,6 +156,10 @@ class AppServerBackend:
         row = await self.row(agent_id)
         return AgentDetails(row.description, row.model, self.tools_of(agent_id))
 
+    async def model(self, agent_id: str) -> str | None:
+        """Return the handle of the model that an agent answers with."""
+        return (await self.details(agent_id)).model
+
     async def row(self, agent_id: str) -> wire.AgentRow:
         """Return an agent as the server tells of it; raises ``AgentGone``."""
         command = wire.RetrieveAgent(request_id=new_request_id(), agent_id=agent_id)

@@ -189,6 +189,10 @@ class AgentBackend(Protocol):
         """Return what an agent is; raises ``AgentGone``."""
         ...
 
+    async def model(self, agent_id: str) -> str | None:
+        """Return the handle of the model that an agent answers with, as it was lately; raises ``AgentGone``."""
+        ...
+
     async def find_tagged(self, tag: str) -> list[Agent]:
         """Return the agents that have this tag."""
         ...

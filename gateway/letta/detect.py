@@ -140,6 +140,10 @@ class DetectedBackend:
         """Return what an agent is."""
         return await (await self._backend()).details(agent_id)
 
+    async def model(self, agent_id: str) -> str | None:
+        """Return the handle of the model that an agent answers with."""
+        return await (await self._backend()).model(agent_id)
+
     async def find_tagged(self, tag: str) -> list[Agent]:
         """Return the agents that have this tag."""
         return await (await self._backend()).find_tagged(tag)

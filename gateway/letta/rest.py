@@ -1,7 +1,8 @@
 """Letta's REST API: the V1 server and Letta Cloud.
 
-letta-client speaks to the control plane, its answers decoded here to the few fields that are used; the token stream is
-read by aiohttp (``rest_turn.py``), as typed streaming by the client costs six times the CPU per event.
+letta-client speaks to the control plane, its answers decoded here to the few fields that are used; what every turn may
+ask is asked by aiohttp (``lookups.py``), and the token stream is read by it (``rest_turn.py``): typed streaming by the
+client costs six times the CPU per event.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Final, Literal, TypeVar
 
 import aiohttp
@@ -24,6 +25,7 @@ from gateway.letta import upstream_errors
 from gateway.letta.backend import Agent, AgentDetails, AgentSpec, Capabilities, MemoryBlock, SentTurn
 from gateway.letta.breaker import Breaker, RetryBudget
 from gateway.letta.deadlines import Limits
+from gateway.letta.lookups import Lookups
 from gateway.letta.rest_agents import LettaAgents
 from gateway.letta.rest_ask import Raw, anything
 from gateway.letta.rest_blocks import LettaBlocks, Overlays
@@ -68,6 +70,9 @@ PROFILE_TTL: Final = 30.0
 FIRST_WITH_CLIENT_TOOLS: Final = (0, 16, 2)
 """The version of Letta that first knows ``client_tools``; older ones let them fall."""
 MOST_PROFILES: Final = 1_000
+MODEL_TTL: Final = 60.0
+"""Seconds for which an agent is taken to answer with the model it had."""
+MOST_MODELS: Final = 10_000
 CALL_MESSAGES: Final[list[MessageType]] = [
     "approval_request_message",
     "approval_response_message",
@@ -104,7 +109,9 @@ class RestBackend:
         trust = _trust()
         self.session = _stream_session(config, trust)
         self._breaker = Breaker()
+        self._lookups = Lookups(self.session)
         self._profiles: dict[str, tuple[float, AgentProfile]] = {}
+        self._models: dict[str, tuple[float, str | None]] = {}
         self._control = _control_plane(config, trust)
         self._is_native: bool | None = None
         self.bridge = Bridge(self._control, self._ask)
@@ -142,12 +149,23 @@ class RestBackend:
 
     async def find_agents(self, name_or_id: str) -> list[Agent]:
         """Return the agents of exactly this name, and the one of this id."""
-        rows = await self._page(name=name_or_id)
+        rows = await self._named(name_or_id)
         found = [row.agent() for row in rows if row.name == name_or_id]
         if _is_id(name_or_id):
             with contextlib.suppress(AgentGone, UpstreamRejected):
-                found.append((await self._ask(self._retrieve(name_or_id, "agent.tags"), decode_agent)).agent())
+                question = self._lookups.agent(name_or_id, (("include", "agent.tags"),), CONTROL_TIMEOUT)
+                row = await self._look_up(question, decode_agent)
+                found.append(row.agent())
+                rows.append(row)
+        self._note_models(rows)
         return found
+
+    async def model(self, agent_id: str) -> str | None:
+        """Return the handle of the model that an agent answers with, as it was within the last minute."""
+        until, model = self._models.get(agent_id, (0.0, None))
+        if asyncio.get_running_loop().time() < until:
+            return model
+        return (await self.details(agent_id)).model
 
     def turn(self, turn: AgentTurn) -> RestTurn:
         """Return a turn that is yet to be opened."""
@@ -202,7 +220,8 @@ class RestBackend:
         known = self._profiles.get(agent_id)
         if known is not None and known[0] > now:
             return known[1]
-        profile = await self._ask(self._retrieve(agent_id, "agent.tools"), decode_profile)
+        question = self._lookups.agent(agent_id, (("include", "agent.tools"),), CONTROL_TIMEOUT)
+        profile = await self._look_up(question, decode_profile)
         if len(self._profiles) >= MOST_PROFILES:
             self._profiles.clear()
         self._profiles[agent_id] = (now + PROFILE_TTL, profile)
@@ -266,17 +285,29 @@ class RestBackend:
             self._breaker.succeeded()
         self.metrics.breaker_open.set(self._breaker.is_open)
 
-    async def _page(
-        self, *, name: str | Omit = omit, after: str | Omit = omit, tags: Sequence[str] = ()
-    ) -> list[AgentRow]:
-        try:
-            return await self._ask(self._list_page(name, after, tags), decode_agents)
-        except (AgentGone, UpstreamRejected) as error:
-            raise UpstreamInvalid(should_retry=False) from error  # no listing: whatever answers there is no Letta
+    def _note_models(self, rows: Iterable[AgentRow]) -> None:
+        until = asyncio.get_running_loop().time() + MODEL_TTL
+        if len(self._models) >= MOST_MODELS:
+            self._models.clear()
+        self._models.update((row.id, (until, row.model)) for row in rows)
 
-    async def _list_page(self, name: str | Omit, after: str | Omit, tags: Sequence[str]) -> Raw:
+    async def _named(self, name: str) -> list[AgentRow]:
+        query = [
+            ("include", "agent.tags"),
+            ("limit", str(PAGE)),
+            ("name", name),
+            ("order", "asc"),
+            ("order_by", "created_at"),
+        ]
+        with _listing():
+            return await self._look_up(self._lookups.agents(query, CONTROL_TIMEOUT), decode_agents)
+
+    async def _page(self, *, after: str | Omit = omit, tags: Sequence[str] = ()) -> list[AgentRow]:
+        with _listing():
+            return await self._ask(self._list_page(after, tags), decode_agents)
+
+    async def _list_page(self, after: str | Omit, tags: Sequence[str]) -> Raw:
         return await self._control.agents.with_raw_response.list(
-            name=name,
             after=after,
             tags=list(tags) or omit,
             include=["agent.tags"],
@@ -287,9 +318,6 @@ class RestBackend:
 
     async def _health(self) -> Raw:
         return await self._control.with_raw_response.health()
-
-    async def _retrieve(self, agent_id: str, *include: Literal["agent.tools", "agent.tags"]) -> Raw:
-        return await self._control.agents.with_raw_response.retrieve(agent_id, include=list(include) or omit)
 
     async def _create_conversation(self, agent_id: str) -> Raw:
         return await self._control.conversations.with_raw_response.create(agent_id=agent_id)
@@ -311,6 +339,13 @@ class RestBackend:
         )
 
     async def _ask(self, question: Coroutine[object, object, Raw], decode: Callable[[bytes], T]) -> T:
+        """Ask by letta-client, through the breaker."""
+        try:
+            return await self._look_up(_body(question, CONTROL_TIMEOUT), decode)
+        finally:
+            question.close()
+
+    async def _look_up(self, question: Coroutine[object, object, bytes], decode: Callable[[bytes], T]) -> T:
         """Ask through the breaker."""
         try:
             self._breaker.check()
@@ -318,12 +353,20 @@ class RestBackend:
             question.close()
             raise
         try:
-            body = await _body(question, CONTROL_TIMEOUT)
+            body = await question
         except GatewayError as error:
             self.observe(upstream_errors.status_of(error))
             raise
         self.observe(200)
         return _decoded(body, decode)
+
+
+@contextlib.contextmanager
+def _listing() -> Iterator[None]:
+    try:
+        yield
+    except (AgentGone, UpstreamRejected) as error:
+        raise UpstreamInvalid(should_retry=False) from error  # no listing: whatever answers there is no Letta
 
 
 async def _body(question: Awaitable[Raw], within: float) -> bytes:

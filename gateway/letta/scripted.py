@@ -293,6 +293,10 @@ class ScriptedBackend:
         self._see_there(agent_id)
         return AgentDetails("An agent of a script.", "scripted/model", ("memory",))
 
+    async def model(self, agent_id: str) -> str | None:
+        """Return the handle of the model that an agent answers with."""
+        return (await self.details(agent_id)).model
+
     async def find_tagged(self, tag: str) -> list[Agent]:
         """Return the agents that have this tag."""
         await self._answer()

@@ -93,6 +93,8 @@ _BEFORE_THE_ANSWER: Final[tuple[tuple[type[BaseException], Callable[[], BackendE
     (asyncio.TimeoutError, _too_slow_to_connect),
 )
 
+_NOT_REACHED: Final = _BEFORE_THE_ANSWER[:3]
+
 PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which a question may be asked again."""
 
@@ -209,12 +211,34 @@ def control_plane(error: letta_client.LettaError) -> GatewayError:
         case letta_client.APIConnectionError():
             return _connection(error)
         case letta_client.APIStatusError(response=response):
-            ours = for_status(response.status_code, response.headers, response.content)
-            if response.status_code in PASSING:
-                ours.should_retry = True  # nothing was said to an agent yet
-            return ours
+            return answered(response.status_code, response.headers, response.content)
         case _:
             return _invalid()
+
+
+class Answered(Exception):
+    """An answer that was none to the question."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def answered(status: int, headers: Mapping[str, str], body: bytes) -> GatewayError:
+    """Return our error for a question to the control plane that was not answered by 200."""
+    ours = for_status(status, headers, body)
+    if status in PASSING:
+        ours.should_retry = True  # nothing was said to an agent yet
+    return ours
+
+
+def unanswered(error: BaseException) -> BackendError:
+    """Return our error for an exception of aiohttp's after a question to the control plane."""
+    if isinstance(error, TimeoutError):
+        return too_slow()
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return _invalid()
+    return next((ours() for kind, ours in _NOT_REACHED if isinstance(error, kind)), _refused())
 
 
 def status_of(error: GatewayError) -> int | None:
@@ -222,7 +246,9 @@ def status_of(error: GatewayError) -> int | None:
     match error.__cause__:
         case letta_client.APIStatusError(status_code=status):
             return status
-        case letta_client.APIConnectionError() | TimeoutError():
+        case Answered(status=status):
+            return status
+        case letta_client.APIConnectionError() | aiohttp.ClientError() | OSError():
             return None
         case _:
             return error.status

@@ -204,6 +204,7 @@ class AgentRow(msgspec.Struct):
     name: str
     created_at: dt.datetime | None = None
     tags: list[str] | None = None
+    model: str | None = None
 
     def agent(self) -> Agent:
         """Return the agent; 0 stands for a time that Letta does not tell."""

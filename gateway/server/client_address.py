@@ -6,6 +6,7 @@
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from aiohttp import web
@@ -49,6 +50,7 @@ def _forwarded_otherwise(request: web.BaseRequest) -> bool:
     return "X-Forwarded-For" not in headers and ("Forwarded" in headers or "X-Real-IP" in headers)
 
 
+@lru_cache(maxsize=4_096)  # the same few proxies and clients, over and over
 def _parse(text: str) -> Address | None:
     """Read an address; some proxies add the port."""
     with_port = _WITH_PORT.fullmatch(text)

@@ -14,11 +14,11 @@ from tests.accounts.ledgers import Clock, CountingLetta
 class Letta(CountingLetta):
     """A Letta whose agents all have this model."""
 
-    model: str | None = "scripted/model"
+    handle: str | None = "scripted/model"
 
     async def details(self, agent_id: str) -> AgentDetails:
         await super().details(agent_id)
-        return AgentDetails(None, self.model, ())
+        return AgentDetails(None, self.handle, ())
 
 
 class House:
@@ -36,7 +36,7 @@ def house() -> House:
 
 async def test_agent_is_asked_once_a_minute(house: House) -> None:
     assert await house.models.of("agent-1") == "scripted/model"
-    house.letta.model = "other/model"
+    house.letta.handle = "other/model"
     house.clock.at = KEEP - 0.001
     assert await house.models.of("agent-1") == "scripted/model"
     assert house.letta.details_asked == 1
@@ -83,7 +83,7 @@ async def test_agent_that_is_no_more(house: House) -> None:
 
 @pytest.mark.parametrize("model", [None, "", "a\0b", "a\ud800", "m" * 801])
 async def test_model_that_has_no_name_to_write_down(house: House, model: str | None) -> None:
-    house.letta.model = model
+    house.letta.handle = model
     assert await house.models.of("agent-1") == UNKNOWN
 
 
