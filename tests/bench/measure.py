@@ -39,7 +39,7 @@ async def streaming(target: Target, upstream: Child, plan: Plan, streams: int, r
     await asyncio.sleep(plan.window)
     after = _meter(target, upstream, tally)
     latency = quantiles(tally.latencies)
-    await tally.all_gone(_PATIENCE)
+    await tally.all_gone(_PATIENCE + plan.ramp)
     events = after.deltas - before.deltas
     each = 1e6 / max(events, 1)
     return StreamingSample(
@@ -99,7 +99,7 @@ async def held(target: Target, streams: int, plan: Plan) -> HeldSample:
     rss, latency = process.rss(), quantiles(tally.latencies)
     if len(tally.live) < streams:
         tally.errors.append(f"only {len(tally.live)} of {streams} streams were live")
-    await tally.all_gone(_PATIENCE)
+    await tally.all_gone(_PATIENCE + plan.held_ramp)  # the last stream begins that much later
     return HeldSample(
         target=target.name,
         streams=streams,

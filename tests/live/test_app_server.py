@@ -16,6 +16,8 @@ from tests.live.letta_server import Agent
 from tests.live.test_chat import stream, text_of, user
 from tests.server.subprocesses import gateway_process
 
+pytestmark = pytest.mark.services
+
 _SLACK = 5.0
 """Seconds that a busy machine may add to a deadline."""
 
