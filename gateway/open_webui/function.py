@@ -130,7 +130,8 @@ class Connection(BaseModel):
                 "The valve base_url is no http(s) address. Set it to that of your Letta Gateway or Letta server.",
                 "invalid_base_url",
             )
-        return root
+        # A name and password in the address would take the key's place.
+        return str(url.copy_with(userinfo=b"")).rstrip("/") if self.api_key.strip() else root
 
     def headers(self) -> dict[str, str]:
         """Return what every request carries."""

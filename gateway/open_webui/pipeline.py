@@ -138,7 +138,8 @@ class Connection(BaseModel):
                 "The valve base_url is no http(s) address. Set it to that of your Letta Gateway or Letta server.",
                 "invalid_base_url",
             )
-        return root
+        # A name and password in the address would take the key's place.
+        return str(url.copy_with(userinfo=b"")).rstrip("/") if self.api_key.strip() else root
 
     def headers(self) -> dict[str, str]:
         """Return what every request carries."""
@@ -1164,7 +1165,7 @@ def no_models(error: LettaError) -> list[dict[str, str]]:
 HEARTBEAT: Final = 5.0
 """Seconds of silence after which a stream shows a sign of life: who stopped reading is only noticed by writing."""
 FIRST_LISTING: Final = 6.0
-"""Seconds that the first listing of the agents may take: the Pipelines server waits for it."""
+"""Seconds that the first listing of the agents may take, where somebody can wait for it."""
 REFRESH: Final = 15.0
 """Seconds after which the agents are listed anew."""
 
@@ -1224,7 +1225,7 @@ class Pipeline:
         if time.monotonic() - self._asked_at > REFRESH and (self._listing is None or self._listing.done()):
             self._asked_at = time.monotonic()
             self._listing = self._worker.submit(self._list())
-        if is_first and self._listing is not None:
+        if is_first and self._listing is not None and not _in_event_loop():
             concurrent.futures.wait([self._listing], FIRST_LISTING)
         if self._picker.agents is None and self._unlisted is not None and not self.valves.agent_id:
             return no_models(self._unlisted)
@@ -1294,6 +1295,15 @@ class Pipeline:
             if step is not None:
                 step.cancel()
                 self._worker.let_go(steps.leave())
+
+
+def _in_event_loop() -> bool:
+    """Tell whether to wait here would stop an event loop, such as the Pipelines server's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Steps:
