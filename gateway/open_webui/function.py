@@ -9,6 +9,7 @@ A Function of Open WebUI, which has all that this file needs: paste it under Adm
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -20,7 +21,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -119,19 +120,8 @@ class Connection(BaseModel):
     verify_tls: bool = Field(default=True, description="Whether the server's TLS certificate is checked.")
 
     def root(self) -> str:
-        """Return the address without ``/v1``, which people add as OpenAI's clients want it."""
-        root = self.base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-        try:
-            url = httpx.URL(root)
-        except (httpx.InvalidURL, ValueError, UnicodeError):
-            url = None
-        if url is None or url.scheme not in {"http", "https"} or not url.host:
-            raise LettaError(
-                "The valve base_url is no http(s) address. Set it to that of your Letta Gateway or Letta server.",
-                "invalid_base_url",
-            )
-        # A name and password in the address would take the key's place.
-        return str(url.copy_with(userinfo=b"")).rstrip("/") if self.api_key.strip() else root
+        """Return the address without ``/v1``, which people add as OpenAI's clients want it, and without its secrets."""
+        return str(self._url().copy_with(userinfo=b"")).rstrip("/").removesuffix("/v1").rstrip("/")
 
     def headers(self) -> dict[str, str]:
         """Return what every request carries."""
@@ -141,12 +131,27 @@ class Connection(BaseModel):
             raise LettaError("The valve api_key has characters that no key has. Set it again.", "invalid_api_key")
         if key:
             headers["Authorization"] = f"Bearer {key}"
+        elif userinfo := self._url().userinfo:
+            # httpx would do the same, and write the address into its log as it is.
+            headers["Authorization"] = f"Basic {base64.b64encode(unquote_to_bytes(userinfo)).decode()}"
         return headers
 
     def timeout(self) -> httpx.Timeout:
         """Return the bounds of a turn's request."""
         connect = max(0.1, self.connect_timeout)
         return httpx.Timeout(max(0.1, self.silence_timeout), connect=connect, pool=connect)
+
+    def _url(self) -> httpx.URL:
+        try:
+            url = httpx.URL(self.base_url.strip())
+        except (httpx.InvalidURL, ValueError, UnicodeError):
+            url = httpx.URL("")
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise LettaError(
+                "The valve base_url is no http(s) address. Set it to that of your Letta Gateway or Letta server.",
+                "invalid_base_url",
+            )
+        return url
 
     def hide(self, text: str) -> str:
         """Return a text of the server's without our secrets, should it repeat them."""

@@ -16,6 +16,7 @@ For Open WebUI's Pipelines server, as one file of its folder. Python callers hav
 """
 
 import asyncio
+import base64
 import concurrent.futures
 import contextlib
 import hashlib
@@ -28,7 +29,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -127,19 +128,8 @@ class Connection(BaseModel):
     verify_tls: bool = Field(default=True, description="Whether the server's TLS certificate is checked.")
 
     def root(self) -> str:
-        """Return the address without ``/v1``, which people add as OpenAI's clients want it."""
-        root = self.base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-        try:
-            url = httpx.URL(root)
-        except (httpx.InvalidURL, ValueError, UnicodeError):
-            url = None
-        if url is None or url.scheme not in {"http", "https"} or not url.host:
-            raise LettaError(
-                "The valve base_url is no http(s) address. Set it to that of your Letta Gateway or Letta server.",
-                "invalid_base_url",
-            )
-        # A name and password in the address would take the key's place.
-        return str(url.copy_with(userinfo=b"")).rstrip("/") if self.api_key.strip() else root
+        """Return the address without ``/v1``, which people add as OpenAI's clients want it, and without its secrets."""
+        return str(self._url().copy_with(userinfo=b"")).rstrip("/").removesuffix("/v1").rstrip("/")
 
     def headers(self) -> dict[str, str]:
         """Return what every request carries."""
@@ -149,12 +139,27 @@ class Connection(BaseModel):
             raise LettaError("The valve api_key has characters that no key has. Set it again.", "invalid_api_key")
         if key:
             headers["Authorization"] = f"Bearer {key}"
+        elif userinfo := self._url().userinfo:
+            # httpx would do the same, and write the address into its log as it is.
+            headers["Authorization"] = f"Basic {base64.b64encode(unquote_to_bytes(userinfo)).decode()}"
         return headers
 
     def timeout(self) -> httpx.Timeout:
         """Return the bounds of a turn's request."""
         connect = max(0.1, self.connect_timeout)
         return httpx.Timeout(max(0.1, self.silence_timeout), connect=connect, pool=connect)
+
+    def _url(self) -> httpx.URL:
+        try:
+            url = httpx.URL(self.base_url.strip())
+        except (httpx.InvalidURL, ValueError, UnicodeError):
+            url = httpx.URL("")
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise LettaError(
+                "The valve base_url is no http(s) address. Set it to that of your Letta Gateway or Letta server.",
+                "invalid_base_url",
+            )
+        return url
 
     def hide(self, text: str) -> str:
         """Return a text of the server's without our secrets, should it repeat them."""
@@ -1164,6 +1169,9 @@ def no_models(error: LettaError) -> list[dict[str, str]]:
 
 HEARTBEAT: Final = 5.0
 """Seconds of silence after which a stream shows a sign of life: who stopped reading is only noticed by writing."""
+ABANDONED: Final = 10.0
+"""Seconds after which a turn is ended whose next event nobody asks for: the Pipelines server drops a stream that was
+left without closing it, until Python happens to collect it."""
 FIRST_LISTING: Final = 6.0
 """Seconds that the first listing of the agents may take, where somebody can wait for it."""
 REFRESH: Final = 15.0
@@ -1271,13 +1279,14 @@ class Pipeline:
 
     def _lines(self, user_message: str, model_id: str, messages: list[Body], body: Body) -> Generator[Body, None, None]:
         events = self._driven(self.stream(user_message, model_id, messages, body))
+        model = str(body.get("model") or model_id)
         with contextlib.closing(events):
             for event in events:
-                yield chunk_of(event, model_id)
+                yield chunk_of(event, model)
 
     def _driven(self, source: AsyncGenerator[StreamEvent, None]) -> Generator[StreamEvent | None, None, None]:
         """Run a turn on the worker, one event at a time, with a None for each silence."""
-        steps = _Steps(source)
+        steps = _Steps(source, self._worker)
         step: concurrent.futures.Future[StreamEvent | None] | None = None
         try:
             while True:
@@ -1309,17 +1318,37 @@ def _in_event_loop() -> bool:
 class _Steps:
     """The events of a turn, one at a time: who leaves waits for the step that was given up."""
 
-    def __init__(self, source: AsyncGenerator[StreamEvent, None]) -> None:
+    def __init__(self, source: AsyncGenerator[StreamEvent, None], worker: "Worker") -> None:
         self._source = source
+        self._worker = worker
         self._lock = asyncio.Lock()
+        self._watch: asyncio.TimerHandle | None = None
+        self._was_abandoned = False
 
     async def next(self) -> StreamEvent | None:
+        self._look_away()
         async with self._lock:
-            return await anext(self._source, None)
+            event = await anext(self._source, None)
+        if self._was_abandoned:
+            self._was_abandoned = False
+            return LettaError("The answer was not read on, so it was stopped. Try again.", "stopped").event()
+        if event is not None:
+            self._watch = asyncio.get_running_loop().call_later(ABANDONED, self._abandon)
+        return event
 
     async def leave(self) -> None:
+        self._look_away()
         async with self._lock:
             await self._source.aclose()
+
+    def _look_away(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _abandon(self) -> None:
+        self._was_abandoned = True
+        self._worker.let_go(self.leave())
 
 
 class Worker:

@@ -1,5 +1,6 @@
 import ast
 import asyncio
+import base64
 import contextlib
 import json
 import re
@@ -170,6 +171,14 @@ async def test_wrong_key_is_told_without_it() -> None:
         assert text(await heard(pipeline, HI)) == "Hello, world!"
 
 
+def test_secrets_in_the_address_go_into_a_header() -> None:
+    connection = Pipeline.Valves(base_url="https://ann:p%40ss@letta.example/v1/")
+    assert connection.root() == "https://letta.example"
+    assert connection.headers()["Authorization"] == f"Basic {base64.b64encode(b'ann:p@ss').decode()}"
+    connection.api_key = "sk-1"
+    assert connection.headers()["Authorization"] == "Bearer sk-1"
+
+
 async def test_failure_in_mid_stream(gateway: Running, pipeline: Pipeline) -> None:
     gateway.backend.play(Script(([TextDelta("Hel")], [Failure(TurnFailed(should_retry=False))])))
     events = await heard(pipeline, HI)
@@ -208,6 +217,20 @@ async def test_silent_turn_shows_signs_of_life(
     assert deltas[-1] == {}
     lines.close()
     await until(lambda: gateway.backend.turns[0].cancelled)
+
+
+async def test_stream_that_is_left_without_being_closed_is_ended(
+    gateway: Running, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does the Pipelines server, in whose cycles of garbage it stays."""
+    monkeypatch.setattr(pipeline_file, "ABANDONED", 0.1)
+    gateway.backend.play(Script(([TextDelta("Hel")], Hang())))
+    lines = pipeline.pipe("Hi", "friend", HI, {})
+    assert isinstance(lines, Iterator)
+    await asyncio.to_thread(next, lines)
+    await until(lambda: gateway.backend.turns[0].cancelled)
+    (failed,) = await asyncio.to_thread(list, lines)
+    assert failed["error"]["code"] == "stopped"
 
 
 async def test_shutdown_ends_running_turns_with_a_word(gateway: Running, pipeline: Pipeline) -> None:
