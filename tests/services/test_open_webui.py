@@ -82,7 +82,7 @@ def said_to(letta: V1Server, agent: Agent) -> list[bytes]:
 async def test_agent_can_be_picked_each_way(open_webui: OpenWebUI, companion: Agent) -> None:
     models = await open_webui.models()
     assert models[companion.name] == companion.name
-    assert models[f"{RESPONSES}.{companion.name}"] == companion.name
+    assert models[f"{RESPONSES}.{companion.name}"] == f"{RESPONSES}.{companion.name}"
     assert models[f"letta.{companion.id}"] == f"Letta: {companion.name}"
 
 
@@ -90,7 +90,7 @@ async def test_agent_can_be_picked_each_way(open_webui: OpenWebUI, companion: Ag
 async def test_chat(open_webui: OpenWebUI, letta: V1Server, companion: Agent, tmp_path: Path, way: str) -> None:
     model, name, tool = {
         "chat": (companion.name, companion.name, _OF_OPEN_WEBUI),
-        "responses": (f"{RESPONSES}.{companion.name}", companion.name, _OF_OPEN_WEBUI),
+        "responses": (f"{RESPONSES}.{companion.name}", f"{RESPONSES}.{companion.name}", _OF_OPEN_WEBUI),
         "function": (f"letta.{companion.id}", f"Letta: {companion.name}", _OF_LETTA),
     }[way]
     told = await _in_the_page(open_webui, tmp_path, way=way, model=model, name=name, tool=tool)
