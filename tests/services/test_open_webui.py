@@ -57,7 +57,7 @@ class _Row(msgspec.Struct):
 
 @pytest.fixture(scope="session")
 def companion(letta: V1Server) -> Agent:
-    agent = letta.create_agent("Milo of Open WebUI")
+    agent = letta.create_agent("Milo")
     letta.attach_tool(agent, _TOOL)
     return agent
 
