@@ -147,7 +147,8 @@ class Connection(BaseModel):
     def timeout(self) -> httpx.Timeout:
         """Return the bounds of a turn's request."""
         connect = max(0.1, self.connect_timeout)
-        return httpx.Timeout(max(0.1, self.silence_timeout), connect=connect, pool=connect)
+        silence = min(self.silence_timeout, self.turn_timeout)
+        return httpx.Timeout(max(0.1, silence), connect=connect, pool=connect)
 
     def _url(self) -> httpx.URL:
         try:
@@ -1043,10 +1044,12 @@ class LettaClient:
 
     def _refused(self, status: int, body: bytes) -> LettaError:
         """Return why a request was refused: a gateway says it in words that may be shown."""
-        if self._kinds.get(self.connection.root()) == "gateway" and _is(_Refusal, body):
+        root = self.connection.root()
+        if self._kinds.get(root) == "gateway" and _is(_Refusal, body):
             error = _read(_Refusal, body).error
             if error:
                 return told(error, self.connection)
+        self._kinds.pop(root, None)  # another server may stand there by now: it is asked again
         return of_status(status)
 
 

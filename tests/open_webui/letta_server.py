@@ -25,6 +25,7 @@ class PlayedLetta:
         self.agents: list[dict[str, Any]] = [AGENT]
         self.refuses: tuple[int, str] | None = None
         self.password = ""
+        self.is_hidden = False
         self.asked: list[tuple[str, str, Any]] = []
         self.cancelled: list[str] = []
         self.live = 0
@@ -44,6 +45,8 @@ class PlayedLetta:
         """Answer anything."""
         body: Any = await request.json() if request.can_read_body else None
         self.asked.append((request.method, request.path_qs, body))
+        if self.is_hidden:
+            return web.Response(status=404, text="There is nothing here (yet).")
         if request.path == "/v1/health/":
             return web.json_response({"version": "0.16.8", "status": "ok"})
         if self.password and request.headers.get("Authorization") != f"Bearer {self.password}":

@@ -303,6 +303,21 @@ async def test_silent_server() -> None:
         await until(lambda: letta.cancelled == ["run-1"])
 
 
+async def test_turn_that_takes_too_long() -> None:
+    async with playing(frames(PING)) as letta, pipeline_at(letta.url, turn_timeout=0.3) as pipeline:
+        letta.holds.clear()
+        assert error(await heard(pipeline, HI, AGENT["id"]))["code"] == "timeout"
+        await until(lambda: letta.cancelled == ["run-1"])
+
+
+async def test_server_behind_a_proxy_that_came_first_is_found_later() -> None:
+    async with playing(HELLO) as letta, pipeline_at(letta.url) as pipeline:
+        letta.is_hidden = True
+        assert error(await heard(pipeline, HI))["code"] == "agent_not_found"
+        letta.is_hidden = False
+        assert text(await heard(pipeline, HI)) == "Hello"
+
+
 @pytest.mark.parametrize(
     ("key", "shown"),
     [("sk-\u20ac", "invalid_api_key"), ("sk\r\nX-Evil: 1", "invalid_api_key"), ("", "")],
