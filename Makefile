@@ -79,6 +79,8 @@ lock-servers: install ## Resolve the real servers of tests and benchmarks anew
 lock-services: install ## Resolve the clients and services of test-services anew
 	printf '%s\n' openai==3.52.0 openai-agents==0.24.0 'pydantic-ai-slim[openai]==2.68.0' langchain langchain-openai==1.7.3 langgraph llm==0.36 supabase==2.34.1 kubernetes-validate pyyaml | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-python.txt
 	echo 'litellm[proxy,extra_proxy]==1.106.2' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-litellm.txt
+	echo open-webui==0.12.4 | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 --override <(echo "torch; python_version < '3'") - -o $(LOCKS)/services-open-webui.txt
+	sed -n 's/^requirements: //p' gateway/open_webui/pipeline.py | tr , '\n' | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 - -o $(LOCKS)/services-pipeline.txt
 	cd $(LOCKS)/services-npm && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --no-audit --no-fund
 
 env-example: install ## Write deploy/env.example from the settings' table
@@ -87,7 +89,10 @@ env-example: install ## Write deploy/env.example from the settings' table
 openapi: install ## Write gateway/openapi.json from the routes
 	$(BIN)/letta-gateway check --openapi > gateway/openapi.json.new && mv gateway/openapi.json.new gateway/openapi.json
 
+open-webui-function: install ## Copy what function.py shares with pipeline.py
+	$(BIN)/python -m tests.open_webui.shared_part
+
 clean: ## Remove what was made, but the cached servers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install run test test-fast test-services check fmt bench sbom audit lock lock-servers lock-services env-example clean
+.PHONY: help install run test test-fast test-services check fmt bench sbom audit lock lock-servers lock-services env-example open-webui-function clean

@@ -1,9 +1,9 @@
 """Install what the services' tests try, under `.cache/`: `python -m tests.services.installs`.
 
-Clients of the gateway, and services behind it: a LiteLLM proxy, and Supabase's own server of a few files. What is
-installed is pinned, with hashes, in `deploy/locks/services-{python,litellm}.txt` and `deploy/locks/services-npm/`. Each
-part carries a stamp that names what it was made of: what is as the locks say is left alone. No install script runs.
-Node.js is one of the npm packages: many clients need a newer one than the machine has.
+Clients of the gateway, Open WebUI among them, and services behind it: a LiteLLM proxy, and Supabase's own server of a
+few files. What is installed is pinned, with hashes, in `deploy/locks/services-*.txt` and `deploy/locks/services-npm/`.
+Each part carries a stamp that names what it was made of: what is as the locks say is left alone. No install script
+runs. Node.js is one of the npm packages: many clients need a newer one than the machine has.
 """
 
 import contextlib
@@ -24,11 +24,16 @@ _UV: Final = _ROOT / ".venv" / "bin" / "uv"
 _VENV: Final = _CACHE / "services-python"
 _NPM: Final = _CACHE / "services-npm"
 _LITELLM: Final = _CACHE / "services-litellm"
+_OPEN_WEBUI: Final = _CACHE / "services-open-webui"
+_PIPELINE: Final = _CACHE / "services-pipeline"
 _PYTHON_LOCK: Final = _LOCKS / "services-python.txt"
 _LITELLM_LOCK: Final = _LOCKS / "services-litellm.txt"
+_PIPELINE_LOCK: Final = _LOCKS / "services-pipeline.txt"
+_OPEN_WEBUI_LOCK: Final = _LOCKS / "services-open-webui.txt"
 _NPM_LOCKS: Final = (_LOCKS / "services-npm" / "package.json", _LOCKS / "services-npm" / "package-lock.json")
 
 APT: Final = (
+    "chromium",
     "curl",
     "docker-compose",
     "kubernetes-client",
@@ -52,6 +57,9 @@ CODEX: Final = NODE_MODULES / "@openai" / "codex" / "bin" / "codex.js"
 OPENCODE: Final = NODE_MODULES / "opencode-linux-x64-baseline" / "bin" / "opencode"
 """There for this platform alone."""
 SUPABASE: Final = NODE_MODULES / "@supabase" / "lite" / "dist" / "cli" / "index.js"
+PIPELINE_PYTHON: Final = _PIPELINE / "bin" / "python"
+"""With what the pipeline's file names in its first lines, and nothing else."""
+OPEN_WEBUI: Final = _OPEN_WEBUI / "bin" / "open-webui"
 LITELLM: Final = _LITELLM / "bin" / "litellm"
 _PRISMA: Final = NODE_MODULES / "prisma" / "build" / "index.js"
 _QUERY_ENGINE: Final = Path(__file__).parent / "litellm" / "query_engine.cjs"
@@ -65,12 +73,14 @@ def install() -> None:
         _make(_VENV, (_PYTHON_LOCK,), _install_python)
         _make(_NPM, _NPM_LOCKS, _install_npm)
         _make(_LITELLM, (_LITELLM_LOCK, *_NPM_LOCKS), _install_litellm)
+        _make(_OPEN_WEBUI, (_OPEN_WEBUI_LOCK,), _install_open_webui)
+        _make(_PIPELINE, (_PIPELINE_LOCK,), lambda: _install_venv(_PIPELINE, _PIPELINE_LOCK))
         _install_apt()
 
 
 def missing() -> str | None:
     """Say what is missing, if anything."""
-    absent = [part.name for part in (_VENV, _NPM, _LITELLM) if not _stamp(part).exists()]
+    absent = [part.name for part in (_VENV, _NPM, _LITELLM, _OPEN_WEBUI, _PIPELINE) if not _stamp(part).exists()]
     return f"{', '.join(absent)} not set up: run `python -m tests.services.installs`" if absent else None
 
 
@@ -107,9 +117,14 @@ def _install_python() -> None:
     _install_venv(_VENV, _PYTHON_LOCK)
 
 
-def _install_venv(venv: Path, lock: Path) -> None:
+def _install_open_webui() -> None:
+    # PyTorch, some gigabytes, is left out of the lock: what needs it here is done by nobody.
+    _install_venv(_OPEN_WEBUI, _OPEN_WEBUI_LOCK, "--no-deps")
+
+
+def _install_venv(venv: Path, lock: Path, *more: str) -> None:
     subprocess.run([_UV, "venv", "--quiet", "--python", "3.11", venv], check=True)
-    options: list[str | Path] = ["--quiet", "--compile-bytecode", "--python", venv / "bin" / "python"]
+    options: list[str | Path] = ["--quiet", "--compile-bytecode", "--python", venv / "bin" / "python", *more]
     subprocess.run([_UV, "pip", "install", *options, "--require-hashes", "-r", lock], check=True)
 
 

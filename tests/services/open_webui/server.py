@@ -1,0 +1,115 @@
+"""A real Open WebUI 0.12 that reaches nothing but this machine: two connections to a gateway, and the Function.
+
+It runs without PyTorch, which it needs for embeddings and speech of its own alone: those are said to be OpenAI's.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from tests.live import processes
+from tests.services import installs
+
+TITLE: Final = "Walnut cake"
+RESPONSES: Final = "responses"
+"""What comes before the ids of the models of the second connection, which is spoken to by the Responses API."""
+_READY: Final = 180.0
+_NOWHERE: Final = "http://127.0.0.1:9"
+_PERSON: Final = {"name": "Ann", "email": "ann@example.com", "password": "a long pass word 1"}
+
+
+def _environment(home: Path, base_url: str, api_key: str) -> dict[str, str]:
+    configs = {"0": {"enable": True}, "1": {"enable": True, "api_type": "responses", "prefix_id": RESPONSES}}
+    offline = {"OFFLINE_MODE": "true", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    quiet = {"ENABLE_VERSION_UPDATE_CHECK": "false", "ANONYMIZED_TELEMETRY": "false", "DO_NOT_TRACK": "1"}
+    proxies = {"HTTP_PROXY": _NOWHERE, "HTTPS_PROXY": _NOWHERE, "NO_PROXY": "127.0.0.1,localhost"}
+    return {
+        "PATH": os.defpath,
+        "HOME": str(home),
+        "DATA_DIR": str(home),
+        "LC_ALL": "C.UTF-8",
+        "WEBUI_SECRET_KEY": "a secret of the tests",
+        "RAG_EMBEDDING_ENGINE": "openai",
+        "AUDIO_STT_ENGINE": "openai",
+        "ENABLE_OLLAMA_API": "false",
+        "ENABLE_PERSISTENT_CONFIG": "false",
+        "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": "false",
+        "ENABLE_FORWARD_USER_INFO_HEADERS": "true",
+        "OPENAI_API_BASE_URLS": f"{base_url};{base_url}",
+        "OPENAI_API_KEYS": f"{api_key};{api_key}",
+        "OPENAI_API_CONFIGS": json.dumps(configs),
+        # The scripted model says what it is told, and Open WebUI takes the JSON in it.
+        "TITLE_GENERATION_PROMPT_TEMPLATE": f'### Task:\nMake a title like {{"title": "{TITLE}"}}',
+        **offline,
+        **quiet,
+        **proxies,
+    }
+
+
+class OpenWebUI:
+    """One that runs, and its first user, who is the admin."""
+
+    def __init__(self, base_url: str, session: aiohttp.ClientSession) -> None:
+        self.base_url = base_url
+        self.token = ""
+        self._session = session
+
+    async def call(self, method: str, path: str, body: object = None) -> Any:
+        """Ask its API for something."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        async with self._session.request(method, self.base_url + path, json=body, headers=headers) as answer:
+            assert answer.ok, await answer.text()
+            return await answer.json()
+
+    async def sign_up(self) -> None:
+        """Make the first account."""
+        self.token = (await self.call("POST", "/api/v1/auths/signup", _PERSON))["token"]
+
+    async def add_function(self, content: str, valves: Mapping[str, object]) -> None:
+        """Paste a Function, set its valves, and enable it."""
+        form = {"id": "letta", "name": "Letta", "content": content, "meta": {"description": ""}}
+        await self.call("POST", "/api/v1/functions/create", form)
+        await self.call("POST", "/api/v1/functions/id/letta/valves/update", dict(valves))
+        await self.call("POST", "/api/v1/functions/id/letta/toggle")
+
+    async def models(self) -> dict[str, str]:
+        """Return the names of the models that can be picked, by their ids."""
+        return {model["id"]: model["name"] for model in (await self.call("GET", "/api/models"))["data"]}
+
+    async def title(self, chat_id: str) -> str:
+        """Return the title of a chat."""
+        chat = await self.call("GET", f"/api/v1/chats/{chat_id}")
+        return str(chat["title"])
+
+    async def _is_ready(self) -> bool:
+        with contextlib.suppress(aiohttp.ClientError):
+            async with self._session.get(f"{self.base_url}/health") as answer:
+                return answer.ok
+        return False
+
+    async def ready(self, program: processes.Program, log: Path) -> None:
+        """Wait until it answers."""
+        async with asyncio.timeout(_READY):
+            while not await self._is_ready():
+                assert program.running, processes.tail(log)
+                await asyncio.sleep(0.5)
+
+
+@contextlib.asynccontextmanager
+async def running_open_webui(home: Path, base_url: str, api_key: str) -> AsyncIterator[OpenWebUI]:
+    """Run one whose connections lead to a gateway, with its first user signed up."""
+    port, log = processes.free_port(), home / "open-webui.log"
+    command: list[str | Path] = [installs.OPEN_WEBUI, "serve", "--host", "127.0.0.1", "--port", str(port)]
+    program = processes.start(command, log=log, env=_environment(home, base_url, api_key), cwd=home)
+    with processes.running(program):
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
+            running = OpenWebUI(f"http://127.0.0.1:{port}", session)
+            await running.ready(program, log)
+            await running.sign_up()
+            yield running
