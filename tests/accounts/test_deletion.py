@@ -9,7 +9,7 @@ from gateway.accounts.agents import AgentConfig, PersonalAgents
 from gateway.accounts.deletion import BELONGINGS, CREDENTIALS, KEEP, PATIENCE, Deletion
 from gateway.accounts.errors import DeletionUnfinished
 from gateway.accounts.profiles import Profiles
-from gateway.accounts.registration import Registration, RegistrationConfig
+from gateway.accounts.registration import Registration
 from gateway.errors import StorageUnavailable
 from gateway.storage.engine import Connection, Database
 from gateway.storage.tables import deletions, instances, messages, metadata, refresh_tokens, sessions, user_profiles
@@ -66,7 +66,7 @@ class World:
             profiles=self.profiles,
             agents=self.agents(),
             deletion=self.deletion(),
-            config=RegistrationConfig(is_open=True),
+            is_open=lambda: True,
         )
         for name in ("ann", "bob"):
             profile, _ = await registration.register(f"{name}@example.com", "correct horse", name, "192.0.2.1")

@@ -145,6 +145,7 @@ async def test_backup_that_is_under_way_puts_off_the_new_gateway_and_not_the_oth
         engine = connections.connect(postgres_address, connections=1, patience=1)
         async with engine.begin() as backup:
             await backup.execute(text("ALTER TABLE pins DROP COLUMN fence"))
+            await backup.execute(text("DROP TABLE changed_settings, ended_operator_sessions"))
             await backup.execute(text("UPDATE alembic_version SET version_num = '0003'"))
         async with engine.begin() as backup:
             await backup.execute(text("SELECT * FROM pins"))
