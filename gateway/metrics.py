@@ -30,7 +30,7 @@ _LAG: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What was counted since the start; requests of operators and their machinery are none."""
+    """What was counted since the start; what operators and their machinery look at is no request."""
 
     requests: float
     errors: float
@@ -164,7 +164,7 @@ class Metrics:
     def totals(self) -> Totals:
         """Return what was counted, summed up."""
         return Totals(
-            requests=_sum(self.requests, lambda labels: not labels["route"].startswith(_NOT_CLIENTS)),
+            requests=_sum(self.requests, _is_for_a_client),
             errors=_sum(self.errors),
             chunks=_sum(self.chunks),
             prompt_tokens=_sum(self.tokens, lambda labels: labels["kind"] == "prompt"),
@@ -184,6 +184,10 @@ class Metrics:
     def expose(self) -> bytes:
         """Return all figures in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _is_for_a_client(labels: dict[str, str]) -> bool:
+    return labels["route"] == "/ui/api/chat" or not labels["route"].startswith(_NOT_CLIENTS)
 
 
 def _sum(instrument: Counter | Gauge, counts: Callable[[dict[str, str]], bool] = lambda _: True) -> float:

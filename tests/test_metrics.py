@@ -127,6 +127,7 @@ def test_process_and_version_are_shown() -> None:
 
 def test_totals_are_of_clients_and_levels_of_now() -> None:
     metrics = Metrics()
+    metrics.requests.labels("/ui/api/chat", "POST", "200").inc(10)
     for route in (
         "/v1/models",
         "/api/v1/chat/message",
@@ -142,7 +143,7 @@ def test_totals_are_of_clients_and_levels_of_now() -> None:
     metrics.tokens.labels("completion").inc(7)
     metrics.chunks.inc(3)
     totals = metrics.totals()
-    assert (totals.requests, totals.errors, totals.chunks) == (4, 1, 3)
+    assert (totals.requests, totals.errors, totals.chunks) == (14, 1, 3)
     assert (totals.prompt_tokens, totals.completion_tokens) == (5, 7)
     metrics.open_streams.inc(2)
     metrics.held_turns.set_function(lambda: 9)

@@ -29,6 +29,7 @@ _LITELLM_LOCK: Final = _LOCKS / "services-litellm.txt"
 _NPM_LOCKS: Final = (_LOCKS / "services-npm" / "package.json", _LOCKS / "services-npm" / "package-lock.json")
 
 APT: Final = (
+    "chromium",
     "curl",
     "docker-compose",
     "kubernetes-client",
@@ -51,6 +52,7 @@ NODE: Final = NODE_MODULES / ".bin" / "node"
 CODEX: Final = NODE_MODULES / "@openai" / "codex" / "bin" / "codex.js"
 OPENCODE: Final = NODE_MODULES / "opencode-linux-x64-baseline" / "bin" / "opencode"
 """There for this platform alone."""
+AXE: Final = NODE_MODULES / "axe-core" / "axe.min.js"
 SUPABASE: Final = NODE_MODULES / "@supabase" / "lite" / "dist" / "cli" / "index.js"
 LITELLM: Final = _LITELLM / "bin" / "litellm"
 _PRISMA: Final = NODE_MODULES / "prisma" / "build" / "index.js"

@@ -34,7 +34,10 @@ export async function send(method, path, body, more = {}) {
   });
   if (response.ok) return response;
   const error = await readError(response);
-  if (error.status === 401 && path !== "sign-in") whenSignedOut();
+  if (error.status === 401 && path !== "sign-in") {
+    localStorage.removeItem(REMEMBERED);
+    whenSignedOut();
+  }
   throw error;
 }
 
@@ -53,8 +56,14 @@ async function readError(response) {
   return new ApiError(response.status, error, response.headers.get("X-Request-Id"));
 }
 
+// The cookie is hidden from scripts: this remembers that there may be one, so that nobody is asked for nothing.
+const REMEMBERED = "letta-gateway-operator";
+
+export const mayBeSignedIn = () => localStorage.getItem(REMEMBERED) !== null;
+
 export async function signIn(key) {
   csrfToken = (await ask("POST", "sign-in", { key })).csrf_token;
+  localStorage.setItem(REMEMBERED, "yes");
 }
 
 export async function resume() {
@@ -64,6 +73,7 @@ export async function resume() {
 export async function signOut() {
   await ask("DELETE", "session");
   csrfToken = "";
+  localStorage.removeItem(REMEMBERED);
 }
 
 export const wordsOf = (error) =>

@@ -1,6 +1,6 @@
 // The page: who is signed in sees one of its sections, by the address' fragment.
 
-import { onSignedOut, resume, signIn, signOut, wordsOf } from "./api.js";
+import { mayBeSignedIn, onSignedOut, resume, signIn, signOut, wordsOf } from "./api.js";
 import { byId } from "./dom.js";
 import * as chat from "./chat.js";
 import * as overview from "./overview.js";
@@ -67,11 +67,15 @@ byId("sign-out").addEventListener("click", async () => {
   }
 });
 
-try {
-  await resume();
-  isSignedIn = true;
-  showNamed({ focus: false });
-} catch (error) {
+if (mayBeSignedIn()) {
+  try {
+    await resume();
+    isSignedIn = true;
+    showNamed({ focus: false });
+  } catch (error) {
+    signedOut();
+    if (error.status !== 401) byId("sign-in-error").textContent = wordsOf(error);
+  }
+} else {
   signedOut();
-  if (error.status !== 401) byId("sign-in-error").textContent = wordsOf(error);
 }

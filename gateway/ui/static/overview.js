@@ -46,7 +46,8 @@ async function lookAtAgents() {
 
 function tell(now) {
   const draining = now.draining ? " It is being stopped: open turns come to their end." : "";
-  byId("overview-note").textContent = `Version ${now.version}, at ${time(now.now)}. ${now.note ?? ""}${draining}`;
+  const note = now.note ? ` Letta runs on this machine: ${now.note}.` : "";
+  byId("overview-note").textContent = `Version ${now.version}, at ${time(now.now)}.${note}${draining}`;
   tellFigures(now);
   tellTraffic(now.traffic);
   const parts = now.dependencies.map((part) => [
@@ -80,7 +81,7 @@ function tellFigures(now) {
     ["Live streams", number(now.levels.open_streams)],
     ["Open turns", number(now.levels.open_turns)],
     ["Waiting turns", number(now.levels.waiting_turns)],
-    ["Most turns", number(now.levels.most_turns)],
+    ["Turns at most", number(now.levels.most_turns)],
     ["Requests a second", number(mean("requests"), 1)],
     ["Errors a second", number(mean("errors"), 1)],
     ["Requests in all", number(now.totals.requests)],
@@ -104,7 +105,8 @@ function tellTraffic(traffic) {
   const most = Math.max(1, ...traffic.map((part) => part.requests), ...traffic.map((part) => part.errors));
   const line = (name) => {
     const shape = document.createElementNS(SVG, "polyline");
-    const points = traffic.map((part, place) => `${(place / 59) * 300},${78 - (part[name] / most) * 74}`);
+    const right = traffic.length - 1; // the newest stands at the right
+    const points = traffic.map((part, place) => `${300 - ((right - place) / 59) * 300},${78 - (part[name] / most) * 74}`);
     shape.setAttribute("points", points.join(" "));
     shape.setAttribute("class", name);
     return shape;

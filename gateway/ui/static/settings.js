@@ -1,7 +1,7 @@
 // What holds now, where it comes from, and the settings that can change while the gateway serves.
 
 import { ask, wordsOf } from "./api.js";
-import { byId, date, element, fillTable } from "./dom.js";
+import { byId, date, element } from "./dom.js";
 
 const SOURCES = {
   default: () => "default",
@@ -24,13 +24,20 @@ export async function enter() {
 
 function tell(settings) {
   byId("settings-editable").replaceChildren(...settings.filter((one) => one.is_editable).map(card));
-  const rows = settings
-    .filter((one) => !one.is_editable)
-    .map((one) => [one.name, { class: "wide", text: valueOf(one) }, sourceOf(one), { class: "wide", text: one.help }]);
-  fillTable(byId("settings-others"), ["setting", "value", "from", "what it is"], rows, "");
+  byId("settings-others").replaceChildren(...settings.filter((one) => !one.is_editable).map(pair));
 }
 
-const valueOf = (setting) => (setting.is_secret ? (setting.is_set ? "set, not shown" : "not set") : setting.value);
+function pair(setting) {
+  const hidden = setting.is_set ? "set, not shown" : "not set";
+  const value = setting.is_secret ? element("em", { text: hidden }) : element("code", { text: setting.value || "nothing" });
+  return element(
+    "div",
+    {},
+    element("dt", { text: setting.name }),
+    element("dd", {}, value),
+    element("dd", { class: "help", text: `${setting.help} From: ${sourceOf(setting)}.` }),
+  );
+}
 
 function card(setting) {
   const id = `setting-${setting.name}`;

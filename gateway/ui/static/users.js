@@ -3,6 +3,8 @@
 import { ask, wordsOf } from "./api.js";
 import { byId, date, element, fillTable, number } from "./dom.js";
 
+const PERIODS = { day: "a day", month: "a month", total: "in all" };
+
 let cursor = null;
 
 export async function enter() {
@@ -98,7 +100,7 @@ function replace(before, user, focus) {
 }
 
 function describe(user) {
-  const budget = user.budget ? `$${user.budget.amount} each ${user.budget.period}` : "the default budget";
+  const budget = user.budget ? `$${user.budget.amount} ${PERIODS[user.budget.period]}` : "the default budget";
   const agent = user.agent ? user.agent.id : "no agent yet";
   return [user.is_blocked ? "Blocked" : "Active", user.name, budget, agent, `since ${date(user.created_at)}`].filter(Boolean).join(" · ");
 }
