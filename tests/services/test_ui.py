@@ -120,7 +120,8 @@ def test_setting_that_is_changed_holds_at_once(seen: Seen) -> None:
     settings = seen.steps["settings"]
     assert any("LETTA_GATEWAY_RATE_LIMIT is wrong" in words for words in settings["refused"])
     assert any("holds from now on" in words for words in settings["saved"])
-    assert settings["limited"] == [200, 200, 429]
+    assert set(settings["limited"][:-1]) == {200}
+    assert settings["limited"][-1] == 429
     assert settings["focus"] == "setting-LETTA_GATEWAY_RATE_LIMIT"
     assert seen.steps["reset"] == {"free": [200, 200, 200], "shown": "600/minute"}
 

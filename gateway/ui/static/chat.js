@@ -145,7 +145,7 @@ class Reply {
       const shown = element("details", { open: true }, element("summary", { text: "Reasoning and tools" }), this.thoughts);
       this.entry.append(shown);
     }
-    this.append(this.thoughts, text);
+    this.append(this.thoughts, this.thoughts.textContent ? text : text.trimStart());
   }
 
   say(text) {
