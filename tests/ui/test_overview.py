@@ -1,7 +1,10 @@
 import asyncio
 
+import pytest
+
+from gateway import keys
 from gateway.errors import UpstreamUnavailable
-from gateway.letta.probe import Health
+from gateway.letta.probe import Probe
 from gateway.letta.scripted import Hold, Script, ScriptedBackend
 from gateway.translation.agent_events import TextDelta
 from tests.server.running import FRIEND, chat_request, local_letta, serving, settings
@@ -38,8 +41,18 @@ async def test_what_it_depends_on() -> None:
         assert (parts["letta"]["status"], parts["letta"]["code"]) == ("failed", "upstream_unavailable")
 
 
-async def test_dependency_that_does_not_answer_holds_nothing_up() -> None:
-    assert Health("not_answered", 2.0).failure == "not_answered"
+async def test_dependency_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.ui.overview.PATIENCE", 1.5)
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    async with page() as operator:
+        app = operator.gateway.app
+        app[keys.PROBES]["letta"] = Probe(hang, app[keys.TASKS])
+        parts = {part["name"]: part for part in (await operator.ask("GET", "overview")).json()["dependencies"]}
+        assert (parts["letta"]["status"], parts["letta"]["code"]) == ("failed", "not_answered")
+        assert parts["database"]["status"] == "ok"
 
 
 async def test_who_answers_where_letta_is_the_gateways_own() -> None:
