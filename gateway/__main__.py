@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from gateway import settings_text
-from gateway.settings import SettingError, Settings, load
+from gateway.settings import Loaded, SettingError, Settings, load_with_origins
 
 if TYPE_CHECKING:
     from gateway.server.user_commands import Command
@@ -29,9 +29,9 @@ def serve(config: Path | None) -> None:
     """Serve until a signal ends it."""
     from gateway.server.serve import StartFailed, run  # noqa: PLC0415 - what checks settings only need not load it
 
-    settings = _settings(config)
+    loaded = _loaded(config)
     try:
-        run(settings, lambda text: click.echo(text, err=True))
+        run(loaded.settings, lambda text: click.echo(text, err=True), loaded.origins)
     except (SettingError, StartFailed) as error:
         _stop(str(error))
 
@@ -199,8 +199,12 @@ def _database(work: Callable[[str, Path], Coroutine[Any, Any, str]], settings: S
 
 
 def _settings(config: Path | None) -> Settings:
+    return _loaded(config).settings
+
+
+def _loaded(config: Path | None) -> Loaded:
     try:
-        return load(config_file=config)
+        return load_with_origins(config_file=config)
     except SettingError as error:
         _stop(str(error))
 

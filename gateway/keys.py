@@ -7,13 +7,14 @@ from typing import Final, Literal, Protocol, TypeAlias
 import msgspec
 from aiohttp import web
 
-from gateway.accounts import credentials, user_keys
+from gateway.accounts import credentials, operator_sessions, user_keys
 from gateway.accounts.agents import PersonalAgents
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.blocking import Blocking
 from gateway.accounts.export import Export
 from gateway.accounts.history import History
 from gateway.accounts.identity.protocol import IdentityProvider
+from gateway.accounts.operator_sessions import OperatorSession, OperatorSessions
 from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Profiles
 from gateway.accounts.registration import Registration
@@ -28,17 +29,22 @@ from gateway.letta.backend import AgentBackend
 from gateway.letta.catalog import Catalog
 from gateway.letta.local import LocalLetta
 from gateway.letta.probe import Probe
+from gateway.live_settings.current import LiveSettings
+from gateway.live_settings.stored import StoredSettings
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.shared_state.limits import RequestLimits
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
+from gateway.ui.recent_errors import RecentErrors
+from gateway.ui.traffic import Traffic
 
+OPERATOR_COOKIE: Final = operator_sessions.COOKIE
 PERSONAL_KEY: Final = user_keys.PREFIX
 """What users' personal keys begin with."""
-Access = Literal["api", "open", "operator", "user", "admin"]
+Access = Literal["api", "open", "operator", "user", "admin", "page"]
 """Who may call a route: holders of an API key, everybody, the operator and trusted networks, users by an access token,
-or the operator by the operator key alone."""
+the operator by the operator key alone, or the operator's page by its session."""
 
 
 Caller: TypeAlias = credentials.Caller
@@ -135,7 +141,12 @@ class Forwarder(Protocol):
 
 
 SETTINGS = web.AppKey("settings", Settings)
+LIVE = web.AppKey("live", LiveSettings)
+"""The settings that can change, as they are now; ``SETTINGS`` is what was configured."""
+STORED_SETTINGS = web.AppKey("stored_settings", StoredSettings)
 METRICS = web.AppKey("metrics", Metrics)
+RECENT_ERRORS = web.AppKey("recent_errors", RecentErrors)
+TRAFFIC = web.AppKey("traffic", Traffic)
 TASKS = web.AppKey("tasks", TaskSet)
 BACKEND: web.AppKey[AgentBackend] = web.AppKey("backend")
 PROBES: web.AppKey[dict[str, Probe]] = web.AppKey("probes")
@@ -159,6 +170,7 @@ BLOCKING = web.AppKey("blocking", Blocking)
 PROFILES = web.AppKey("profiles", Profiles)
 REGISTRATION = web.AppKey("registration", Registration)
 PERSONAL_AGENTS = web.AppKey("personal_agents", PersonalAgents)
+OPERATOR_SESSIONS = web.AppKey("operator_sessions", OperatorSessions)
 OWN_AGENTS = web.AppKey("own_agents", OwnAgents)
 HISTORY = web.AppKey("history", History)
 EXPORT = web.AppKey("export", Export)
@@ -171,6 +183,7 @@ NOTES = web.RequestKey("notes", RequestNotes)
 CALLER = web.RequestKey("caller", Caller)
 ACCESS_TOKEN = web.RequestKey("access_token", str)
 """By what a user came in, for the identity service's own ear."""
+OPERATOR_SESSION = web.RequestKey("operator_session", OperatorSession)
 RESPONSE_HEADERS = web.RequestKey("response_headers", dict[str, str])
 """Headers that go out with the answer, whoever makes it, streams included."""
 BODY: web.RequestKey[JsonBody] = web.RequestKey("body")

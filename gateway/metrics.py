@@ -5,10 +5,12 @@ sets, models and users are no labels at all. What alerts count is there from the
 first event, that event is not seen.
 """
 
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from typing import Final
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -20,10 +22,31 @@ OUTCOMES: Final = ("complete", "failed", "client_disconnected")
 SURFACES: Final = ("openai", "platform")
 _ALERTED_CODES: Final = ("conversation_busy", "overloaded", "invalid_credentials", "too_many_attempts")
 """What alerts count."""
+_NOT_CLIENTS: Final = ("/ui", "/health", "/ready", "/metrics", "/api/v1/admin")
 _SERVER_FAULT: Final = 500
 _TTFT: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _DURATION: Final = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 _LAG: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """What was counted since the start; what operators and their machinery look at is no request."""
+
+    requests: float
+    errors: float
+    chunks: float
+    prompt_tokens: float
+    completion_tokens: float
+
+
+class Levels(msgspec.Struct, frozen=True, kw_only=True):
+    """What is under way now."""
+
+    open_streams: float
+    open_turns: float
+    held_turns: float
+    waiting_turns: float
+    most_turns: float
 
 
 class Metrics:
@@ -116,7 +139,7 @@ class Metrics:
         self._begin()
 
     def _begin(self) -> None:
-        self.build.info({"version": _version()})
+        self.build.info({"version": gateway_version()})
         for counter, values in (
             (self.turn_ends, OUTCOMES),
             (self.tokens, ("prompt", "completion")),
@@ -138,11 +161,46 @@ class Metrics:
             self.failures.labels("letta" if is_backend else "gateway").inc()
         return code
 
+    def totals(self) -> Totals:
+        """Return what was counted, summed up."""
+        return Totals(
+            requests=_sum(self.requests, _is_for_a_client),
+            errors=_sum(self.errors),
+            chunks=_sum(self.chunks),
+            prompt_tokens=_sum(self.tokens, lambda labels: labels["kind"] == "prompt"),
+            completion_tokens=_sum(self.tokens, lambda labels: labels["kind"] == "completion"),
+        )
+
+    def levels(self) -> Levels:
+        """Return what is under way."""
+        return Levels(
+            open_streams=_sum(self.open_streams),
+            open_turns=_sum(self.turns),
+            held_turns=_sum(self.held_turns),
+            waiting_turns=_sum(self.waiting),
+            most_turns=_sum(self.most_turns),
+        )
+
     def expose(self) -> bytes:
         """Return all figures in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
+def _is_for_a_client(labels: dict[str, str]) -> bool:
+    return labels["route"] == "/ui/api/chat" or not labels["route"].startswith(_NOT_CLIENTS)
+
+
+def _sum(instrument: Counter | Gauge, counts: Callable[[dict[str, str]], bool] = lambda _: True) -> float:
+    """Return the sum over the labels that count; ``_created`` is a time, and no part of it."""
+    return sum(
+        sample.value
+        for family in instrument.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created") and counts(sample.labels)
+    )
+
+
 @cache
-def _version() -> str:
+def gateway_version() -> str:
+    """Return which gateway this is."""
     return version("letta-gateway")

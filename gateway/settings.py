@@ -5,6 +5,7 @@ names a file that holds the value. They are read once, into a frozen Struct; wha
 with one line that names it.
 """
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -39,6 +40,8 @@ class Row(Struct, frozen=True):
     help: str
     aliases: tuple[str, ...] = ()
     secret: bool = False
+    live: bool = False
+    """Whether it can be changed while the gateway serves."""
 
 
 class Setting(Struct, frozen=True):
@@ -50,8 +53,21 @@ class Setting(Struct, frozen=True):
     default: Any
 
 
-def _row(env: str, help: str, *aliases: str, secret: bool = False) -> Meta:  # noqa: A002 - the table's own column
-    return Meta(extra={"row": Row(env, help, aliases, secret)})
+def _row(
+    env: str,
+    help: str,  # noqa: A002 - the table's own column
+    *aliases: str,
+    secret: bool = False,
+    live: bool = False,
+) -> Meta:
+    return Meta(extra={"row": Row(env, help, aliases, secret, live)})
+
+
+class Origin(Struct, frozen=True):
+    """Where a value was found: in a variable, a systemd credential or a file, by its ``name``."""
+
+    kind: Literal["environment", "credential", "file"]
+    name: str
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +104,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         _row(
             "LETTA_GATEWAY_SERVER_TOOLS",
             'Tools of the App Server\'s machine an agent may use, by its name or id or \'*\': {"Milo": ["Bash"]}.',
+            live=True,
         ),
     ] = {}
     model: Annotated[
@@ -113,7 +130,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         _row("ENVIRONMENT", "development: readable logs; production: JSON logs."),
     ] = "development"
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], _row("LOG_LEVEL", "The least severe log line that is written.")
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+        _row("LOG_LEVEL", "The least severe log line that is written.", live=True),
     ] = "INFO"
     host: Annotated[
         str, _row("LETTA_GATEWAY_HOST", "Address to listen on; other than loopback only with API keys.")
@@ -175,7 +193,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ()
     operator_key: Annotated[
         str,
-        _row("LETTA_GATEWAY_OPERATOR_KEY", "Key for /api/v1/admin, /metrics and the details of /ready.", secret=True),
+        _row(
+            "LETTA_GATEWAY_OPERATOR_KEY",
+            "Key for /ui, /api/v1/admin, /metrics and the details of /ready.",
+            secret=True,
+        ),
     ] = ""
     trusted_networks: Annotated[
         tuple[str, ...],
@@ -190,7 +212,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ()
     rate_limit: Annotated[
         str,
-        _row("LETTA_GATEWAY_RATE_LIMIT", "Requests per key and per client address, as 600/minute; several by ';'."),
+        _row(
+            "LETTA_GATEWAY_RATE_LIMIT",
+            "Requests per key and per client address, as 600/minute; several by ';'.",
+            live=True,
+        ),
     ] = "600/minute"
     max_body: Annotated[
         int, Meta(ge=1_024, le=1_073_741_824), _row("LETTA_GATEWAY_MAX_BODY", "Largest request body in bytes.")
@@ -229,6 +255,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         _row(
             "LETTA_GATEWAY_CONVERSATION",
             "Requests that name no chat: agent: the newest message, to its own thread; stateless: all, to a new one.",
+            live=True,
         ),
     ] = "agent"
     system_prompts: Annotated[
@@ -240,13 +267,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = "overlay"
     tool_activity: Annotated[
         Literal["hidden", "reasoning"],
-        _row("LETTA_GATEWAY_TOOL_ACTIVITY", "The agent's own tools: not shown, or as lines of its reasoning."),
+        _row(
+            "LETTA_GATEWAY_TOOL_ACTIVITY", "The agent's own tools: not shown, or as lines of its reasoning.", live=True
+        ),
     ] = "hidden"
     tool_wait: Annotated[
         Seconds, _row("LETTA_GATEWAY_TOOL_WAIT", "Seconds that a tool call waits for the client's result.")
     ] = 900.0
     queue_depth: Annotated[
-        int, Meta(ge=0, le=1_000), _row("LETTA_GATEWAY_QUEUE_DEPTH", "Turns that may wait for one agent's thread.")
+        int,
+        Meta(ge=0, le=1_000),
+        _row("LETTA_GATEWAY_QUEUE_DEPTH", "Turns that may wait for one agent's thread.", live=True),
     ] = 8
     queue_wait: Annotated[
         Seconds, _row("LETTA_GATEWAY_QUEUE_WAIT", "Seconds a turn waits for the one before it, then 409.")
@@ -254,7 +285,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_turns: Annotated[
         int,
         Meta(ge=0),
-        _row("LETTA_GATEWAY_MAX_TURNS", "Turns held at once, then 503; 0: as many as file descriptors allow."),
+        _row(
+            "LETTA_GATEWAY_MAX_TURNS", "Turns held at once, then 503; 0: as many as file descriptors allow.", live=True
+        ),
     ] = 0
     models_ttl: Annotated[
         Annotated[float, Meta(ge=0, le=3_600)],
@@ -262,7 +295,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 10.0
     registration: Annotated[
         Literal["auto", "open", "closed"],
-        _row("LETTA_GATEWAY_REGISTRATION", "Whether users may register themselves; auto: on loopback alone."),
+        _row(
+            "LETTA_GATEWAY_REGISTRATION", "Whether users may register themselves; auto: on loopback alone.", live=True
+        ),
     ] = "auto"
     identity: Annotated[
         Literal["local", "supabase"],
@@ -374,21 +409,37 @@ def load(environ: Mapping[str, str] | None = None, config_file: Path | None = No
     ``config_file`` defaults to ``letta-gateway.toml`` in the working directory or in the gateway's home, whichever is
     there first.
     """
+    return load_with_origins(environ, config_file).settings
+
+
+class Loaded(Struct, frozen=True):
+    """The settings, and by their fields where those were found that are not at their default."""
+
+    settings: Settings
+    origins: dict[str, Origin] = {}
+
+
+def load_with_origins(environ: Mapping[str, str] | None = None, config_file: Path | None = None) -> Loaded:
+    """Read the settings as ``load`` does, and note where each was found; raises ``SettingError``."""
     environ = os.environ if environ is None else environ
     path = config_file or _found_config(environ)
     values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
     credentials = _credentials(environ)
     file_values = _read_toml(path, must_exist=config_file is not None)
     for setting in table():
         for name in (*setting.row.aliases, setting.row.env):
             if name in credentials:
                 values[setting.field] = _convert(setting, _split(setting, credentials[name], name), name)
+                origins[setting.field] = Origin("credential", name)
         if setting.field in file_values:
             values[setting.field] = _convert(setting, file_values.pop(setting.field), f"{path.name}: {setting.field}")
+            origins[setting.field] = Origin("file", path.name)
         for name in (*setting.row.aliases, setting.row.env):
             raw = _from_environment(environ, name)
             if raw is not None:
                 values[setting.field] = _convert(setting, _split(setting, raw, name), name)
+                origins[setting.field] = Origin("environment", name)
     for unknown in file_values:
         raise SettingError(f"{path.name}: {unknown} is not a setting.{_LISTED}")
     _refuse_unknown(environ)
@@ -396,7 +447,16 @@ def load(environ: Mapping[str, str] | None = None, config_file: Path | None = No
     _check(settings)
     if settings.letta_api_key and not settings.letta_base_url:
         settings = msgspec.structs.replace(settings, letta_base_url=LETTA_CLOUD)
-    return settings
+    return Loaded(settings, origins)
+
+
+def with_change(settings: Settings, setting: Setting, text: str) -> Settings:
+    """Return the settings with another value, written as the environment would hold it; raises ``SettingError``."""
+    raw = text.strip() or show_value(setting.default)
+    value = {} if not raw and isinstance(setting.default, dict) else _split(setting, raw, setting.row.env)
+    changed = msgspec.structs.replace(settings, **{setting.field: _convert(setting, value, setting.row.env)})
+    _check(changed)
+    return changed
 
 
 def _found_config(environ: Mapping[str, str]) -> Path:
@@ -600,6 +660,14 @@ def _check_url(url: str) -> None:
         raise SettingError("LETTA_BASE_URL is wrong: expected a URL like http://127.0.0.1:8283 or ws://127.0.0.1:4500.")
     if parts.username or parts.password:
         raise SettingError("LETTA_BASE_URL is wrong: put the password into LETTA_API_KEY, not into the URL.")
+
+
+OWNER_DIGITS: Final = 12
+
+
+def key_owner(key: str) -> str:
+    """Name the holder of an API key without naming the key: in logs, in the ledger, on the operator's page."""
+    return "key_" + hashlib.sha256(key.encode()).hexdigest()[:OWNER_DIGITS]
 
 
 def is_loopback(host: str) -> bool:

@@ -5,7 +5,6 @@ on loopback only, and a web page open on the same machine must not drive the age
 rebinding) and foreign ``Origin`` headers are refused.
 """
 
-import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
@@ -15,10 +14,8 @@ from aiohttp import web
 
 from gateway import keys
 from gateway.errors import AuthenticationFailed, Forbidden
-from gateway.settings import Settings, is_loopback
+from gateway.settings import Settings, is_loopback, key_owner
 from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
-
-OWNER_DIGITS: Final = 12
 
 
 def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
@@ -29,6 +26,7 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
         "user": user_door,
         "operator": operator_door,
         "admin": admin_door(settings.operator_key),
+        "page": page_door,
     }
     origins = frozenset(settings.cors_origins)
 
@@ -105,6 +103,19 @@ def admin_door(operator_key: str) -> Door:
     return door
 
 
+async def page_door(request: web.Request) -> keys.Caller | None:
+    """Let the operator's page in by its session; what changes anything carries the session's CSRF token too."""
+    sessions = request.app[keys.OPERATOR_SESSIONS]
+    session = sessions.find(request.cookies.get(keys.OPERATOR_COOKIE))
+    if session is None:
+        raise AuthenticationFailed("You are not signed in. Sign in at /ui with the operator key.")
+    if request.method not in _SAFE and not sessions.is_token_of(session, request.headers.get("X-CSRF-Token", "")):
+        raise Forbidden("This did not come from the operator's page. Open /ui, and try again there.")
+    request[keys.OPERATOR_SESSION] = session
+    return OPERATOR
+
+
+_SAFE: Final = frozenset({"GET", "HEAD"})
 OPERATOR: Final = keys.Caller("operator")
 
 
@@ -119,7 +130,7 @@ class KeyRing:
     """The API keys, compared in constant time."""
 
     def __init__(self, api_keys: tuple[str, ...]) -> None:
-        self._keys = [(key.encode(), _owner(key)) for key in api_keys]
+        self._keys = [(key.encode(), key_owner(key)) for key in api_keys]
 
     def owner(self, given: str | None) -> str:
         """Return who holds this key; raises ``AuthenticationFailed``."""
@@ -143,11 +154,6 @@ def credential(request: web.Request) -> str | None:
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     return request.headers.get("X-Api-Key") or None
-
-
-def _owner(key: str) -> str:
-    """Name the holder of a key in logs without naming the key."""
-    return "key_" + hashlib.sha256(key.encode()).hexdigest()[:OWNER_DIGITS]
 
 
 def _refuse_foreign(request: web.Request, origins: frozenset[str]) -> None:

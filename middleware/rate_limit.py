@@ -1,6 +1,7 @@
 """Holds every API key, and every client address, to the configured number of requests."""
 
 import math
+from functools import lru_cache
 from typing import Final
 
 import limits
@@ -20,14 +21,14 @@ have limits of their own, or need none."""
 
 def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
     """Return the middleware."""
-    _ = config
-    allowed = limits.parse_many(settings.rate_limit)
+    _ = config, settings
 
     @web.middleware
     async def rate_limit(request: web.Request, handler: Handler) -> web.StreamResponse:
         surface = LIMITED.get(request.app[keys.ACCESS](request))
         if surface is None or request[keys.NOTES].is_forwarded:
             return await handler(request)
+        allowed = _parsed(request.app[keys.LIVE].current.rate_limit)
         shares = [(limit, bucket) for limit in allowed for bucket in _buckets(request[keys.NOTES])]
         for window in await request.app[keys.LIMITS].take(shares):
             _announce(request[keys.RESPONSE_HEADERS], window)
@@ -37,6 +38,11 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
         return await handler(request)
 
     return rate_limit
+
+
+@lru_cache(maxsize=16)
+def _parsed(rate_limit: str) -> tuple[limits.RateLimitItem, ...]:
+    return tuple(limits.parse_many(rate_limit))
 
 
 def _buckets(notes: keys.RequestNotes) -> list[str]:

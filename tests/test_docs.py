@@ -138,3 +138,10 @@ def test_every_setting_is_named_by_its_field_or_by_letta() -> None:
         assert setting.row.env.lower().removeprefix(
             "letta_gateway_"
         ) == setting.field or not setting.row.env.startswith("LETTA_GATEWAY_")
+
+
+def test_readme_names_every_setting_that_can_change_on_the_page() -> None:
+    text = section("### The operator's page")
+    for setting in table():
+        is_named = f"`{setting.row.env}`" in text
+        assert is_named == (setting.row.live or setting.field in ("operator_key", "secret_key")), setting.field

@@ -123,3 +123,29 @@ def test_process_and_version_are_shown() -> None:
     assert len(families["python_gc_collections"].samples) == 3
     (build,) = families["letta_gateway_build_info"].samples
     assert build.labels == {"version": importlib.metadata.version("letta-gateway")}
+
+
+def test_totals_are_of_clients_and_levels_of_now() -> None:
+    metrics = Metrics()
+    metrics.requests.labels("/ui/api/chat", "POST", "200").inc(10)
+    for route in (
+        "/v1/models",
+        "/api/v1/chat/message",
+        "/ui/api/overview",
+        "/health",
+        "/metrics",
+        "/api/v1/admin/users",
+    ):
+        metrics.requests.labels(route, "GET", "200").inc()
+        metrics.requests.labels(route, "GET", "404").inc()
+    metrics.count_error(ConversationBusy())
+    metrics.tokens.labels("prompt").inc(5)
+    metrics.tokens.labels("completion").inc(7)
+    metrics.chunks.inc(3)
+    totals = metrics.totals()
+    assert (totals.requests, totals.errors, totals.chunks) == (14, 1, 3)
+    assert (totals.prompt_tokens, totals.completion_tokens) == (5, 7)
+    metrics.open_streams.inc(2)
+    metrics.held_turns.set_function(lambda: 9)
+    levels = metrics.levels()
+    assert (levels.open_streams, levels.held_turns, levels.open_turns) == (2, 9, 0)

@@ -9,15 +9,19 @@ from gateway import settings as module
 from gateway.settings import (
     LETTA_CLOUD,
     Budget,
+    Origin,
     Price,
     Setting,
     SettingError,
     Settings,
     budget_of,
     is_loopback,
+    key_owner,
     load,
+    load_with_origins,
     show_value,
     table,
+    with_change,
 )
 
 LETTA = {"LETTA_BASE_URL": "http://127.0.0.1:8283"}
@@ -698,3 +702,60 @@ def test_list_that_is_none() -> None:
 def test_notation_that_makes_no_sense(name: str, value: str) -> None:
     with pytest.raises(SettingError, match=name):
         load({"LETTA_BASE_URL": "http://127.0.0.1:1", name: value})
+
+
+# What can change -----------------------------------------------------------------------------------------------------
+
+
+def test_origins_tell_where_values_were_found(tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "SECRET_KEY").write_text(SECRET)
+    (credentials / "LOG_LEVEL").write_text("DEBUG")
+    config = toml(tmp_path, TOML_LETTA + 'port = 1\nrate_limit = "5/minute"\n')
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials), "LETTA_GATEWAY_PORT": "2", "OLLAMA_HOST": "http://o"}
+    loaded = load_with_origins(environ, config)
+    assert loaded.settings == load(environ, config)
+    assert loaded.origins == {
+        "letta_base_url": Origin("file", config.name),
+        "log_level": Origin("credential", "LOG_LEVEL"),
+        "ollama_base_url": Origin("environment", "OLLAMA_HOST"),
+        "port": Origin("environment", "LETTA_GATEWAY_PORT"),
+        "rate_limit": Origin("file", config.name),
+        "secret_key": Origin("credential", "SECRET_KEY"),
+    }
+
+
+def by_field(field: str) -> Setting:
+    return next(setting for setting in SETTINGS if setting.field == field)
+
+
+@every_setting
+def test_change_is_read_as_the_environment_is(setting: Setting) -> None:
+    raw, value = OTHER[setting.field]
+    settings = load({**LETTA, **NEEDS.get(setting.field, {})})
+    assert getattr(with_change(settings, setting, f" {raw} "), setting.field) == value
+    if setting.row.live:
+        changed = with_change(settings, setting, raw)
+        assert with_change(changed, setting, show_value(setting.default)) == settings
+        assert with_change(changed, setting, "") == settings
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("rate_limit", "often"),
+        ("queue_depth", "-1"),
+        ("queue_depth", "1.5"),
+        ("log_level", "x"),
+        ("server_tools", "[]"),
+    ],
+)
+def test_change_that_is_none(field: str, text: str) -> None:
+    with pytest.raises(SettingError, match=by_field(field).row.env):
+        with_change(load(LETTA), by_field(field), text)
+
+
+def test_holder_of_a_key_has_a_name_that_does_not_tell_it() -> None:
+    assert key_owner("sk-1") == key_owner("sk-1") != key_owner("sk-2")
+    assert re.fullmatch(r"key_[0-9a-f]{12}", key_owner("sk-1"))

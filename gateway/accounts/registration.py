@@ -27,14 +27,13 @@ _log: Final = structlog.get_logger("gateway.accounts")
 
 
 class RegistrationConfig(msgspec.Struct, frozen=True):
-    """Whether users may register themselves."""
+    """How long a login waits for its agent, in seconds."""
 
-    is_open: bool
     agent_wait: float = AGENT_WAIT
 
 
 class Registration:
-    """Makes users, and what belongs to them."""
+    """Makes users, and what belongs to them; ``is_open`` tells whether they may register themselves now."""
 
     def __init__(
         self,
@@ -43,13 +42,15 @@ class Registration:
         profiles: Profiles,
         agents: PersonalAgents,
         deletion: Deletion,
-        config: RegistrationConfig,
+        is_open: Callable[[], bool],
+        config: RegistrationConfig = RegistrationConfig(),  # noqa: B008 - it is frozen
         now: Callable[[], float] = time.time,
     ) -> None:
         self._identity = identity
         self._profiles = profiles
         self._agents = agents
         self._deletion = deletion
+        self._is_open = is_open
         self._config = config
         self._now = now
 
@@ -57,7 +58,7 @@ class Registration:
         self, email: str, password: str, name: str | None, address: str
     ) -> tuple[Profile | None, Tokens | None]:
         """Make a user who asks for it themselves; raises ``RegistrationClosed``, and what ``create`` raises."""
-        if not self._config.is_open:
+        if not self._is_open():
             raise RegistrationClosed
         return await self.create(email, password, name, address)
 

@@ -49,6 +49,7 @@ class Secrets:
     def __init__(self, secret: bytes) -> None:
         self.signing_key: Final = Ed25519PrivateKey.from_private_bytes(_derived(secret, "access tokens"))
         self.forwarding_key: Final = _derived(secret, "forwarded requests")
+        self.operator_key: Final = _derived(secret, "operator sessions")
         self._check_key: Final = _derived(secret, "check parts")
         self._fernet: Final = Fernet(base64.urlsafe_b64encode(_derived(secret, "stored secrets")))
 

@@ -6,7 +6,7 @@ agent's own thread, or into a conversation for itself alone. Results of tool cal
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import msgspec
 import structlog
@@ -59,10 +59,40 @@ class ChatPolicy(msgspec.Struct, frozen=True):
     """Whether pins may be held in memory: ``Directory``."""
 
 
+class ChatRules(Protocol):
+    """A ``ChatPolicy`` that may change from one request to the next, but for what it says of prompts and pins."""
+
+    @property
+    def conversation(self) -> Literal["agent", "stateless"]:
+        """Tell what becomes of requests that name no chat."""
+        ...
+
+    @property
+    def system_prompts(self) -> SystemPrompts:
+        """Tell what becomes of system prompts."""
+        ...
+
+    @property
+    def tool_activity(self) -> Literal["hidden", "reasoning"]:
+        """Tell whether what the agent's own tools do is shown."""
+        ...
+
+    @property
+    def tool_wait(self) -> float:
+        """Return the seconds that a tool call waits for its result."""
+        ...
+
+    @property
+    def remembers(self) -> bool:
+        """Tell whether pins may be held in memory."""
+        ...
+
+
 class Asker(msgspec.Struct, frozen=True):
     """Who asks whom: ``payer`` by the credential, ``client`` by the program; ``chat`` where one is named.
 
-    ``is_direct`` asks on the agent's own thread, whatever the policy says, and hears what its tools do as it is.
+    ``is_direct`` asks on the agent's own thread, whatever the policy says, and hears what its tools do as it is;
+    ``shows_activity`` hears of it in the reasoning, whatever the policy says.
     """
 
     payer: Payer
@@ -71,6 +101,7 @@ class Asker(msgspec.Struct, frozen=True):
     chat: str | None = None
     is_background: bool = False
     is_direct: bool = False
+    shows_activity: bool = False
 
     @property
     def owner(self) -> str:
@@ -128,7 +159,7 @@ class Chats:
         registry: TurnRegistry,
         backend: AgentBackend,
         database: Database,
-        policy: ChatPolicy,
+        policy: ChatRules,
         tasks: TaskSet,
         *,
         places: Places,
@@ -160,7 +191,8 @@ class Chats:
             tools=tools,
             is_news=ask.is_news,
         )
-        shows_activity = self._policy.tool_activity == "reasoning" and not asker.is_direct
+        is_wanted = asker.shows_activity or self._policy.tool_activity == "reasoning"
+        shows_activity = is_wanted and not asker.is_direct
         filters = filters_of(ask, answering, shows_activity=shows_activity)
         try:
             async with AsyncExitStack() as stack:

@@ -6,6 +6,7 @@ thread stays taken until then.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Literal, Protocol
@@ -46,6 +47,35 @@ class TurnPolicy(msgspec.Struct, frozen=True):
     queue_depth: int = 8
     queue_wait: float = 30.0
     max_turns: int = 1_000
+
+
+class TurnRules(Protocol):
+    """A ``TurnPolicy`` that may change from one turn to the next."""
+
+    @property
+    def on_disconnect(self) -> Literal["cancel", "finish"]:
+        """Tell what becomes of a turn whose client went away."""
+        ...
+
+    @property
+    def queue_wait(self) -> float:
+        """Return the seconds that a turn waits where Letta itself is busy with its thread."""
+        ...
+
+    @property
+    def max_turns(self) -> int:
+        """Return how many turns are held at once."""
+        ...
+
+
+class OpenTurn(msgspec.Struct, frozen=True):
+    """A turn that is open, for the operator: ``source`` is the API that it came by, ``began_at`` in UTC seconds."""
+
+    id: str
+    agent_id: str
+    owner: str
+    source: str
+    began_at: float
 
 
 class TurnPlan(Protocol):
@@ -98,7 +128,7 @@ class TurnRegistry:
         self,
         backend: AgentBackend,
         meter: Meter,
-        policy: TurnPolicy,
+        policy: TurnRules,
         metrics: Metrics,
         tasks: TaskSet,
         *,
@@ -110,18 +140,23 @@ class TurnRegistry:
         self._metrics = metrics
         self._tasks = tasks
         self._locks = locks
-        self._open: set[RunningTurn] = set()
+        self._open: dict[RunningTurn, OpenTurn] = {}
         self._held = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
-        metrics.most_turns.set(policy.max_turns)
+        metrics.most_turns.set_function(lambda: policy.max_turns)
         metrics.held_turns.set_function(lambda: self._held)
 
     @property
     def held(self) -> int:
         """Return how many turns are waiting, open or being settled."""
         return self._held
+
+    @property
+    def open(self) -> list[OpenTurn]:
+        """Return the turns that Letta works on, the oldest first."""
+        return list(self._open.values())
 
     async def is_taken(self, thread: str) -> bool:
         """Tell whether a turn has the thread, or waits for it; raises ``SharedStateUnavailable``."""
@@ -198,7 +233,7 @@ class TurnRegistry:
             self._tasks.spawn(self._give_up(plan, lease), "give up turn")
             raise
         running = self._backend.turn(msgspec.structs.replace(turn, mark=turn_id))
-        self._open.add(running)
+        self._open[running] = OpenTurn(turn_id, turn.agent_id, plan.payer.owner, plan.payer.source, time.time())
         self._metrics.turns.inc()
         lease.on_lost = lambda: running.abort(ThreadLost())
         return HeldTurn(turn_id, running, plan, lease)
@@ -291,7 +326,7 @@ class TurnRegistry:
     def _end_turn(self, held: HeldTurn) -> None:
         held.running.close()
         held.plan.leave()
-        self._open.discard(held.running)
+        self._open.pop(held.running, None)
         self._metrics.turns.dec()
         self._locks.release(held.lease)
         self._leave()

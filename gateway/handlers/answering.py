@@ -94,6 +94,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A request, taken apart; ``source`` names its API in the ledger, ``arrived`` is by the monotonic clock.
 
     ``own_agent`` is asked on its own thread, whatever the headers say; None: the agent that the ask's model names.
+    ``shows_activity`` where what the agent's own tools do is shown, whatever the settings say.
     ``is_heard_out`` where the answer is to come to its end though its client went away.
     """
 
@@ -103,6 +104,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     arrived: float
     keeper: Keeper | None = None
     own_agent: str | None = None
+    shows_activity: bool = False
     is_heard_out: bool = False
 
 
@@ -310,6 +312,7 @@ def _asker(request: web.Request, asked: Asked) -> Asker:
         chat=None if is_direct else chat_of(request.headers, ask),
         is_background=not is_direct and is_background(request.headers, ask),
         is_direct=is_direct,
+        shows_activity=asked.shows_activity,
     )
 
 

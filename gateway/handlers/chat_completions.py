@@ -15,13 +15,24 @@ from gateway.translation.request import ask_of, decode
 
 async def create(request: web.Request) -> web.StreamResponse:
     """Answer one chat completion."""
+    return await complete(request)
+
+
+async def complete(request: web.Request, *, shows_activity: bool = False) -> web.StreamResponse:
+    """Answer one chat completion; with ``shows_activity`` what the agent's own tools do is among its reasoning."""
     arrived = time.monotonic()
     body = await request[keys.BODY].read()
     ask = await taken_apart(body, _take_apart)
     completion_id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
     return await answer(
         request,
-        Asked(source="chat_completions", ask=ask, identity=await identity_of(request, body), arrived=arrived),
+        Asked(
+            source="chat_completions",
+            ask=ask,
+            identity=await identity_of(request, body),
+            arrived=arrived,
+            shows_activity=shows_activity,
+        ),
         lambda: ChatStream(
             completion_id=completion_id,
             created=created,

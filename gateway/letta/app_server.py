@@ -8,7 +8,7 @@ more than its share of the turns.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final, TypeVar
 
 import aiohttp
@@ -61,7 +61,7 @@ class AppServerConfig(msgspec.Struct, frozen=True):
     url: str
     api_key: str | None = None
     limits: Limits = Limits()
-    server_tools: dict[str, tuple[str, ...]] = {}
+    server_tools: Mapping[str, tuple[str, ...]] = {}
     parked_timeout: float = 900.0
     """Seconds that a turn waits for results of the client's tools; the server itself sets a limit of five minutes."""
 

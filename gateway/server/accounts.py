@@ -23,13 +23,15 @@ from gateway.accounts.identity.protocol import IdentityProvider
 from gateway.accounts.identity.supabase import SupabaseConfig, SupabaseIdentity
 from gateway.accounts.instances import Instances
 from gateway.accounts.ledger import Ledger
+from gateway.accounts.operator_sessions import OperatorSessions
 from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Budget, Profiles
-from gateway.accounts.registration import Registration, RegistrationConfig
+from gateway.accounts.registration import Registration
 from gateway.accounts.secrets import SecretFailed, Secrets, secrets_of
 from gateway.accounts.usage import UsageReports
 from gateway.accounts.user_keys import UserKeys
 from gateway.letta.backend import AgentBackend
+from gateway.live_settings.current import LiveSettings
 from gateway.settings import SettingError, Settings, budget_of, is_loopback
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
@@ -46,9 +48,11 @@ _log: Final = structlog.get_logger("gateway.accounts")
 class Accounts:
     """The parts that know users, and what they do beside requests."""
 
-    def __init__(self, settings: Settings, database: Database, backend: AgentBackend, tasks: TaskSet) -> None:
+    def __init__(self, live: LiveSettings, database: Database, backend: AgentBackend, tasks: TaskSet) -> None:
+        settings = live.configured
         secrets = account_secrets(settings, is_shared=database.is_shared)
         self.forwarding_key = secrets.forwarding_key
+        self.operator_sessions = OperatorSessions(database, secrets.operator_key, settings.operator_key)
         self.profiles = Profiles(database)
         self.user_keys = UserKeys(database, secrets)
         self.identity, self._purge = _identity(settings, database, secrets)
@@ -84,7 +88,7 @@ class Accounts:
             profiles=self.profiles,
             agents=self.agents,
             deletion=self.deletion,
-            config=RegistrationConfig(is_open=is_registration_open(settings)),
+            is_open=lambda: is_registration_open(live.current),
         )
         self.credentials = UserCredentials(
             self.identity, self.user_keys, self.profiles, complete=self.registration.complete
@@ -108,6 +112,7 @@ class Accounts:
         app[keys.EXPORT] = self.export
         app[keys.HISTORY] = self.history
         app[keys.IDENTITY] = self.identity
+        app[keys.OPERATOR_SESSIONS] = self.operator_sessions
         app[keys.OWN_AGENTS] = self.own_agents
         app[keys.PERSONAL_AGENTS] = self.agents
         app[keys.PROFILES] = self.profiles

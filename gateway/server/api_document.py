@@ -27,6 +27,7 @@ SECURITY: Final[dict[keys.Access, list[Node]]] = {
     "user": [{"access_token": []}],
     "admin": [{"operator_key": []}],
     "operator": [{"operator_key": []}, {}],
+    "page": [],
 }
 """What a caller shows; nothing, where the gateway has no API keys, or trusts the network that the caller is in."""
 

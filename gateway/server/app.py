@@ -1,14 +1,16 @@
 """The composition root: the parts of a gateway, put together; tests pass their own."""
 
+from collections.abc import Mapping
+
 import msgspec
 from aiohttp import web
 
 from gateway import keys
 from gateway.conversations.attempts import Attempts
-from gateway.conversations.chats import ChatPolicy, Chats
+from gateway.conversations.chats import Chats
 from gateway.conversations.outcomes import Outcomes
 from gateway.conversations.responses import Responses
-from gateway.conversations.turns import TurnPolicy, TurnRegistry
+from gateway.conversations.turns import TurnRegistry
 from gateway.letta.app_server import AppServerBackend, AppServerConfig
 from gateway.letta.backend import AgentBackend
 from gateway.letta.catalog import Catalog
@@ -17,11 +19,12 @@ from gateway.letta.detect import DetectedBackend, Kind, kind_at
 from gateway.letta.local import LocalLetta
 from gateway.letta.probe import Probe
 from gateway.letta.rest import RestBackend, RestConfig
+from gateway.live_settings.current import LiveSettings
+from gateway.live_settings.stored import StoredSettings
 from gateway.metrics import Metrics
-from gateway.server import cors
+from gateway.server import cors, logs
 from gateway.server.accounts import Accounts
 from gateway.server.client_address import TrustedNetworks
-from gateway.server.descriptors import turns_that_fit
 from gateway.server.drain import DrainSwitch
 from gateway.server.edge import first_middleware, operator_rule, response_headers
 from gateway.server.figures import watch
@@ -30,16 +33,21 @@ from gateway.server.lifecycle import (
     backend_context,
     closing_context,
     company_context,
+    live_settings_context,
     loop_lag_context,
     services_context,
     sweep_context,
     tasks_context,
+    traffic_context,
 )
-from gateway.server.routes import OPERATIONS, ROUTES, add_routes
+from gateway.server.live import LiveChatPolicy, LiveServerTools, LiveTurnPolicy
+from gateway.server.routes import OPERATIONS, PAGE, ROUTES, add_routes
 from gateway.server.shared import shared_state
-from gateway.settings import LETTA_CLOUD, Settings
+from gateway.settings import LETTA_CLOUD, Origin, Settings
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
+from gateway.ui.recent_errors import RecentErrors
+from gateway.ui.traffic import Traffic
 from middleware.chain import build_chain
 
 
@@ -50,21 +58,28 @@ def build_app(
     backend: AgentBackend | None = None,
     metrics: Metrics | None = None,
     local: LocalLetta | None = None,
+    origins: Mapping[str, Origin] | None = None,
 ) -> web.Application:
     """Return the gateway as an application; raises ``SettingError`` for what cannot be built.
 
     Made inside a running event loop, as the connections to Letta belong to it; the database is the caller's to close.
+    ``origins`` tell the operator where the settings came from.
     """
     chain = build_chain(settings)  # first: what may fail comes before what must be closed
     metrics, tasks = metrics or Metrics(), TaskSet()
-    letta = backend or build_backend(settings, metrics, tasks)
-    accounts = Accounts(settings, database, letta, tasks)
-    shared = shared_state(
-        settings, metrics, tasks, instance=accounts.instances.id, forwarding_key=accounts.forwarding_key
-    )
+    live = LiveSettings(settings, origins)
+    letta = backend or build_backend(settings, metrics, tasks, server_tools=LiveServerTools(live))
+    accounts = Accounts(live, database, letta, tasks)
+    shared = shared_state(live, metrics, tasks, instance=accounts.instances.id, forwarding_key=accounts.forwarding_key)
     trusted = TrustedNetworks(settings.trusted_networks)
-    app = web.Application(middlewares=[first_middleware(trusted, shared.forwarder), *chain])
+    errors = RecentErrors()
+    app = web.Application(middlewares=[first_middleware(trusted, shared.forwarder, errors), *chain])
     app[keys.SETTINGS] = settings
+    app[keys.LIVE] = live
+    app[keys.STORED_SETTINGS] = StoredSettings(live, database)
+    app[keys.RECENT_ERRORS] = errors
+    app[keys.TRAFFIC] = Traffic(metrics)
+    live.on_change(lambda now: logs.set_level(now.log_level))
     app[keys.METRICS] = metrics
     app[keys.TASKS] = tasks
     app[keys.BACKEND] = letta
@@ -80,15 +95,15 @@ def build_app(
     accounts.hand_over(app)
     watch(metrics, database, accounts.ledger)
     app[keys.TURNS] = turns = TurnRegistry(
-        letta, accounts.ledger, turn_policy(settings), metrics, tasks, locks=shared.locks
+        letta, accounts.ledger, LiveTurnPolicy(live), metrics, tasks, locks=shared.locks
     )
-    app[keys.CHATS] = Chats(turns, letta, database, chat_policy(settings), tasks, places=shared.places)
+    app[keys.CHATS] = Chats(turns, letta, database, LiveChatPolicy(live), tasks, places=shared.places)
     app[keys.LIMITS] = shared.limits
     app[keys.FORWARDER] = shared.forwarder
     app[keys.DRAIN] = DrainSwitch()
     app[keys.LOCAL] = local
     app[keys.IS_OPERATOR] = operator_rule(settings, trusted)
-    add_routes(app, (*ROUTES, *cors.PREFLIGHT) if settings.cors_origins else ROUTES)
+    add_routes(app, (*ROUTES, *PAGE, *(cors.PREFLIGHT if settings.cors_origins else ())))
     app.on_response_prepare.append(response_headers(frozenset(settings.cors_origins)))
     app.cleanup_ctx.extend(
         [
@@ -98,6 +113,8 @@ def build_app(
             tasks_context,
             loop_lag_context,
             accounts_context,
+            live_settings_context,
+            traffic_context,
             sweep_context,
             company_context(shared.company),
         ]
@@ -121,15 +138,19 @@ def build_operations_app(main: web.Application) -> web.Application:
     return app
 
 
-def build_backend(settings: Settings, metrics: Metrics, tasks: TaskSet) -> AgentBackend:
-    """Return the backend for the Letta server that the settings name."""
+def build_backend(
+    settings: Settings, metrics: Metrics, tasks: TaskSet, *, server_tools: Mapping[str, tuple[str, ...]] | None = None
+) -> AgentBackend:
+    """Return the backend for the Letta server that the settings name.
+
+    ``server_tools`` takes the place of the settings' own, where they may change.
+    """
+    tools = settings.server_tools if server_tools is None else server_tools
     url, key = settings.letta_base_url, settings.letta_api_key or None
 
     def make(kind: Kind) -> AgentBackend:
         if kind == "app_server":
-            config = AppServerConfig(
-                url, key, _limits(settings), settings.server_tools, parked_timeout=settings.tool_wait
-            )
+            config = AppServerConfig(url, key, _limits(settings), tools, parked_timeout=settings.tool_wait)
             return AppServerBackend(config, metrics, tasks)
         return RestBackend(RestConfig(url, key, settings.letta_project or None, _limits(settings)), metrics, tasks)
 
@@ -140,34 +161,10 @@ def build_backend(settings: Settings, metrics: Metrics, tasks: TaskSet) -> Agent
     return DetectedBackend(lambda: kind_at(url, key, settings.connect_timeout), make, tasks)
 
 
-def chat_policy(settings: Settings) -> ChatPolicy:
-    """Return which conversations requests go to."""
-    # A block is seen by all turns of its agent, and only this gateway's are known here: replicas put the text in words.
-    has_replicas = bool(settings.redis_url)
-    says_it = has_replicas and settings.system_prompts == "overlay"
-    return ChatPolicy(
-        conversation=settings.conversation,
-        system_prompts="message" if says_it else settings.system_prompts,
-        tool_activity=settings.tool_activity,
-        tool_wait=settings.tool_wait,
-        remembers=has_replicas or not settings.database_url,
-    )
-
-
 def _limits(settings: Settings) -> Limits:
     return Limits(
         connect=settings.connect_timeout,
         first_event=settings.first_event_timeout,
         silence=settings.silence_timeout,
         turn=settings.turn_timeout,
-    )
-
-
-def turn_policy(settings: Settings) -> TurnPolicy:
-    """Return how turns are held."""
-    return TurnPolicy(
-        on_disconnect=settings.on_disconnect,
-        queue_depth=settings.queue_depth,
-        queue_wait=settings.queue_wait,
-        max_turns=settings.max_turns or turns_that_fit(),
     )

@@ -1,5 +1,6 @@
 """What surrounds every request, whatever the chain: its notes, and the headers of its answer."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -8,18 +9,26 @@ from aiohttp.typedefs import Handler
 
 from gateway import keys
 from gateway.handlers.forwarding import MISDIRECTED, Forwarder
+from gateway.metrics import METHODS
 from gateway.server import cors
 from gateway.server.client_address import TrustedNetworks
 from gateway.settings import Settings, is_loopback
+from gateway.ui.recent_errors import RecentError, RecentErrors
 from middleware.auth import credential, holds, host_name
 from middleware.contract import AiohttpMiddleware
+from middleware.routes import route_of
 
 ANYBODY: Final = keys.Caller("local")
 """Who asks where there are no API keys: whoever is on this machine."""
 
 
-def first_middleware(trusted: TrustedNetworks, forwarder: Forwarder | None = None) -> AiohttpMiddleware:
-    """Return what stands before the chain: it makes the places in which the chain and handlers leave word."""
+def first_middleware(
+    trusted: TrustedNetworks, forwarder: Forwarder | None = None, errors: RecentErrors | None = None
+) -> AiohttpMiddleware:
+    """Return what stands before the chain: it makes the places in which the chain and handlers leave word.
+
+    ``errors`` keeps those that were answered lately.
+    """
 
     @web.middleware
     async def first(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -35,11 +44,31 @@ def first_middleware(trusted: TrustedNetworks, forwarder: Forwarder | None = Non
         request[keys.CALLER] = ANYBODY
         request[keys.RESPONSE_HEADERS] = {}
         if request.app[keys.ACCESS](request) not in ("api", "user"):
-            return await handler(request)
-        with request.app[keys.DRAIN].request():
-            return await handler(request)
+            response = await handler(request)
+        else:
+            with request.app[keys.DRAIN].request():
+                response = await handler(request)
+        if errors is not None:
+            _note_error(request, response, errors)
+        return response
 
     return first
+
+
+def _note_error(request: web.Request, response: web.StreamResponse, errors: RecentErrors) -> None:
+    notes = request[keys.NOTES]
+    if notes.error_code is not None:
+        errors.add(
+            RecentError(
+                at=time.time(),
+                code=notes.error_code,
+                status=response.status,
+                method=request.method if request.method in METHODS else "other",
+                route=route_of(request),
+                request_id=request.get(keys.REQUEST_ID),
+                owner=notes.owner,
+            )
+        )
 
 
 def operator_rule(settings: Settings, trusted: TrustedNetworks) -> Callable[[web.Request], bool]:

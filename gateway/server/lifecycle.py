@@ -20,6 +20,8 @@ STOOD_STILL: Final = 1.0
 TASKS_CLOSE: Final = 2.0
 SWEEP_PERIOD: Final = 30.0
 PURGE_PERIOD: Final = 3_600.0
+LOOK_PERIOD: Final = 2.0
+"""Seconds between two looks at what other gateways of the database have changed."""
 KEEP_RESPONSES: Final = 2_592_000.0
 """Seconds for which responses are stored: thirty days, as OpenAI does."""
 
@@ -69,6 +71,38 @@ async def accounts_context(app: web.Application) -> AsyncIterator[None]:
     await app[keys.ACCOUNTS].start()
     yield
     await app[keys.ACCOUNTS].end()
+
+
+async def live_settings_context(app: web.Application) -> AsyncIterator[None]:
+    """Have stored settings hold before anything is served; see what other gateways change while it is."""
+    stored, sessions = app[keys.STORED_SETTINGS], app[keys.OPERATOR_SESSIONS]
+    await stored.load()
+    await sessions.load()
+    looking = app[keys.TASKS].spawn(_look(app), "look at changes") if app[keys.DATABASE].is_shared else None
+    yield
+    if looking is not None:
+        looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await looking
+
+
+async def _look(app: web.Application) -> None:
+    while True:
+        await asyncio.sleep(LOOK_PERIOD)
+        try:
+            await app[keys.STORED_SETTINGS].load()
+            await app[keys.OPERATOR_SESSIONS].load()
+        except GatewayError as error:
+            _log.debug("changes of other gateways not seen", code=error.code)
+
+
+async def traffic_context(app: web.Application) -> AsyncIterator[None]:
+    """Note the figures now and then, so that the operator sees rates."""
+    task = app[keys.TASKS].spawn(app[keys.TRAFFIC].run(), "note figures")
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def tasks_context(app: web.Application) -> AsyncIterator[None]:

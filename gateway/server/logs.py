@@ -48,6 +48,12 @@ def configure(environment: Literal["development", "production"], level: str) -> 
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def set_level(level: str) -> None:
+    """Write from now on what is as severe as this."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+    logging.getLogger().setLevel(level)
+
+
 def clip(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Cut values that a peer could make endless."""
     for name, value in event.items():

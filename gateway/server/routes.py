@@ -21,6 +21,7 @@ from gateway.handlers import (
     responses,
 )
 from gateway.handlers.forwarding import forwarded
+from gateway.ui import changes, chat, overview, pages, people, session
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -85,6 +86,34 @@ PLATFORM: Final = (
 )
 
 ROUTES: Final = (*OPERATIONS, *OPENAI, *PLATFORM)
+"""The API: what its description describes."""
+
+PAGE: Final = (
+    Route("GET", "/ui", pages.page, "open"),
+    Route("GET", "/ui/", pages.page, "open"),
+    Route("GET", "/ui/{file}", pages.file, "open"),
+    Route("POST", "/ui/api/sign-in", session.sign_in, "open"),
+    Route("GET", "/ui/api/session", session.session, "page"),
+    Route("DELETE", "/ui/api/session", session.sign_out, "page"),
+    Route("GET", "/ui/api/overview", overview.overview, "page"),
+    Route("GET", "/ui/api/models", models.list_models, "page"),
+    Route("GET", "/ui/api/models/{model:.+}", models.retrieve, "page"),
+    Route("POST", "/ui/api/chat", forwarded(chat.chat), "page"),
+    Route("GET", "/ui/api/settings", changes.list_settings, "page"),
+    Route("PATCH", "/ui/api/settings/{name}", changes.change, "page"),
+    Route("DELETE", "/ui/api/settings/{name}", changes.reset, "page"),
+    Route("GET", "/ui/api/keys", people.list_api_keys, "page"),
+    Route("GET", "/ui/api/usage", platform_usage.all_usage, "page"),
+    Route("GET", "/ui/api/users", platform_admin.list_users, "page"),
+    Route("POST", "/ui/api/users", platform_admin.create_user, "page"),
+    Route("PATCH", "/ui/api/users/{user}", platform_admin.change_user, "page"),
+    Route("POST", "/ui/api/users/{user}/block", platform_admin.block_user, "page"),
+    Route("POST", "/ui/api/users/{user}/unblock", platform_admin.unblock_user, "page"),
+    Route("GET", "/ui/api/users/{user}/usage", platform_usage.user_usage, "page"),
+    Route("GET", "/ui/api/users/{user}/keys", people.list_user_keys, "page"),
+    Route("DELETE", "/ui/api/users/{user}/keys/{key}", people.delete_user_key, "page"),
+)
+"""The operator's page: of no API that others are promised."""
 
 
 def add_routes(app: web.Application, routes: tuple[Route, ...]) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ from gateway.server.app import build_app, build_operations_app
 from gateway.server.listener import RETIRING, Listener
 from gateway.server.local_letta import local_config
 from gateway.server.notify import ServiceManager
-from gateway.settings import Settings
+from gateway.settings import Origin, Settings
 from gateway.storage.address import Address, PostgresServer, address_of
 from gateway.storage.engine import Database
 from gateway.storage.failures import StorageFailed
@@ -48,17 +48,20 @@ class StartFailed(Exception):
     """The gateway cannot start here; the message says why in one line."""
 
 
-def run(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until a signal ends it; ``announce`` gets the banner. Raises ``SettingError`` or ``StartFailed``."""
+def run(settings: Settings, announce: Callable[[str], None], origins: Mapping[str, Origin] | None = None) -> None:
+    """Serve until a signal ends it; ``announce`` gets the banner. Raises ``SettingError`` or ``StartFailed``.
+
+    ``origins`` tell the operator where the settings came from.
+    """
     if aiohttp.http_parser.HttpRequestParser is aiohttp.http_parser.HttpRequestParserPy:
         raise StartFailed("aiohttp runs without its C parser: install a wheel of it, not a pure-Python build.")
     logs.configure(settings.environment, settings.log_level)
     descriptors.raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, announce))
+        runner.run(_serve(settings, announce, origins))
 
 
-async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
+async def _serve(settings: Settings, announce: Callable[[str], None], origins: Mapping[str, Origin] | None) -> None:
     signals, metrics, tasks, manager = SignalCount(), Metrics(), TaskSet(), ServiceManager(os.environ)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(manager.close)
@@ -73,7 +76,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
             settings = msgspec.structs.replace(settings, letta_base_url=local.url, letta_api_key=local.child.token)
         database = await _opened(address)
         stack.push_async_callback(database.close)
-        app = build_app(settings, database, metrics=metrics, local=local)
+        app = build_app(settings, database, metrics=metrics, local=local, origins=origins)
         await _listen(settings, app, signals, manager, announce)
 
 

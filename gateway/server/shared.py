@@ -6,8 +6,8 @@ import msgspec
 
 from gateway.handlers.forwarding import Forwarder
 from gateway.letta.probe import Probe
+from gateway.live_settings.current import LiveSettings
 from gateway.metrics import Metrics
-from gateway.settings import Settings
 from gateway.shared_state.limits import RequestLimits, memory_limits
 from gateway.shared_state.locks import ThreadLocks
 from gateway.shared_state.memory import MemoryLocks
@@ -50,10 +50,11 @@ class SharedState(msgspec.Struct, frozen=True):
 
 
 def shared_state(
-    settings: Settings, metrics: Metrics, tasks: TaskSet, *, instance: str, forwarding_key: bytes
+    live: LiveSettings, metrics: Metrics, tasks: TaskSet, *, instance: str, forwarding_key: bytes
 ) -> SharedState:
     """Return what the settings ask for; ``instance`` is this process's name."""
-    local = MemoryLocks(depth=settings.queue_depth, wait=settings.queue_wait, metrics=metrics)
+    settings = live.configured
+    local = MemoryLocks(depth=lambda: live.current.queue_depth, wait=settings.queue_wait, metrics=metrics)
     if not settings.redis_url:
         return SharedState(local, memory_limits(), Alone())
     from gateway.server.replicas import replicated  # noqa: PLC0415 - a gateway that is alone does without the library

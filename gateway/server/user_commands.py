@@ -11,6 +11,7 @@ from gateway.accounts.identity.local import LocalIdentity
 from gateway.accounts.profiles import Profile, canonical
 from gateway.accounts.user_keys import UserKey
 from gateway.errors import GatewayError, InvalidRequest
+from gateway.live_settings.current import LiveSettings
 from gateway.metrics import Metrics
 from gateway.server import logs
 from gateway.server.accounts import Accounts
@@ -136,7 +137,7 @@ async def _accounts(settings: Settings) -> AsyncIterator[Accounts]:
     tasks = TaskSet()
     backend = build_backend(settings, Metrics(), tasks)
     try:
-        accounts = Accounts(settings, database, backend, tasks)
+        accounts = Accounts(LiveSettings(settings), database, backend, tasks)
         try:
             yield accounts
         finally:

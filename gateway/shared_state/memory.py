@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from gateway.errors import ConversationBusy, GatewayError
 from gateway.metrics import Metrics
@@ -9,9 +10,9 @@ from gateway.shared_state.locks import Lease
 
 
 class MemoryLocks:
-    """``ThreadLocks`` in this process's memory; ``depth`` turns may wait for a thread, ``wait`` seconds each."""
+    """``ThreadLocks`` in this process's memory; ``depth()`` turns may wait for a thread, ``wait`` seconds each."""
 
-    def __init__(self, *, depth: int, wait: float, metrics: Metrics) -> None:
+    def __init__(self, *, depth: Callable[[], int], wait: float, metrics: Metrics) -> None:
         self._depth = depth
         self._wait = wait
         self._metrics = metrics
@@ -26,7 +27,7 @@ class MemoryLocks:
         if queue is None:
             self._threads[thread] = deque()
             return Lease(thread)
-        if len(queue) >= self._depth:
+        if len(queue) >= self._depth():
             raise ConversationBusy
         turn_comes = asyncio.get_running_loop().create_future()
         queue.append(turn_comes)

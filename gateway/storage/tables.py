@@ -246,3 +246,22 @@ deletions: Final = Table(
     Index(None, "ended_at"),
 )
 """Users who are being deleted, or were lately: a token of theirs that still holds makes no new account."""
+
+# The operator's page -------------------------------------------------------------------------------------------------
+
+changed_settings: Final = Table(
+    "changed_settings",
+    metadata,
+    Column("field", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+"""Settings that were changed while the gateway served; ``value`` is as the environment would hold it."""
+
+ended_operator_sessions: Final = Table(
+    "ended_operator_sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("expires_at", Double, nullable=False),
+)
+"""Sessions of the operator's page that were ended before their time, until nobody would take them any more."""

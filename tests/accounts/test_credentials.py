@@ -10,7 +10,7 @@ from gateway.accounts.errors import AccountBlocked, DeletionUnfinished, InvalidT
 from gateway.accounts.identity.local import LocalIdentity
 from gateway.accounts.identity.protocol import Tokens, Verified
 from gateway.accounts.profiles import Profile, Profiles
-from gateway.accounts.registration import Registration, RegistrationConfig
+from gateway.accounts.registration import Registration
 from gateway.accounts.secrets import Secrets
 from gateway.accounts.user_keys import UserKeys
 from gateway.errors import UpstreamUnavailable
@@ -156,7 +156,7 @@ async def test_token_of_a_user_whose_deletion_is_under_way(database: Database) -
         profiles=platform.profiles,
         agents=agents,
         deletion=deletion,
-        config=RegistrationConfig(is_open=True),
+        is_open=lambda: True,
     )
     for _ in range(2):
         gateways.append(UserCredentials(Elsewhere(), platform.keys, platform.profiles, registration.complete))

@@ -541,7 +541,7 @@ SCRIPTS: dict[str, tuple[Script, int]] = {
 async def test_turns_of_a_registry_are_in_the_ledger_as_letta_counts_them(house: House) -> None:
     await house.user(budget=Budget(10**9, "month"))
     await house.instances.beat()
-    locks = MemoryLocks(depth=8, wait=30.0, metrics=Metrics())
+    locks = MemoryLocks(depth=lambda: 8, wait=30.0, metrics=Metrics())
     registry = TurnRegistry(house.letta, house.ledger, TurnPolicy(), Metrics(), house.tasks, locks=locks)
 
     async def client(number: int, script: Script) -> None:

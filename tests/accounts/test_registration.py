@@ -55,7 +55,8 @@ class World:
             profiles=self.profiles,
             agents=agents,
             deletion=deletion,
-            config=RegistrationConfig(is_open, agent_wait),
+            is_open=lambda: is_open,
+            config=RegistrationConfig(agent_wait),
         )
 
     async def everybody(self) -> list[Profile]:

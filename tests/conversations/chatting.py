@@ -91,7 +91,7 @@ class Gateway:
         self.clients = TaskSet()
         self.meter = RecordingMeter()
         metrics = Metrics()
-        locks = MemoryLocks(depth=turns.queue_depth, wait=turns.queue_wait, metrics=metrics)
+        locks = MemoryLocks(depth=lambda: turns.queue_depth, wait=turns.queue_wait, metrics=metrics)
         self.registry = TurnRegistry(letta, self.meter, turns, metrics, self.tasks, locks=locks)
         self.chats = Chats(self.registry, letta, database, policy, self.tasks, places=Alone())
         self.directory = Directory(database)

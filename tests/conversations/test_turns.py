@@ -1,5 +1,6 @@
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
@@ -107,7 +108,7 @@ class House:
         self.tasks = TaskSet()
         self.clients = TaskSet()
         chosen = policy or TurnPolicy()
-        self.locks = MemoryLocks(depth=chosen.queue_depth, wait=chosen.queue_wait, metrics=self.metrics)
+        self.locks = MemoryLocks(depth=lambda: chosen.queue_depth, wait=chosen.queue_wait, metrics=self.metrics)
         self.meter = RecordingMeter()
         self.registry = TurnRegistry(self.backend, self.meter, chosen, self.metrics, self.tasks, locks=self.locks)
         self.finished: list[str] = []
@@ -142,7 +143,7 @@ class House:
         """Fail where anything is left of any turn."""
         assert self.registry.held == 0
         assert len(self.locks) == 0
-        assert self.registry._open == set()
+        assert not self.registry._open
         assert self.registry._idle.is_set()
         assert len(self.tasks) == 0
         assert all(turn.closed for turn in self.backend.turns)
@@ -181,6 +182,10 @@ async def house() -> AsyncIterator[House]:
 async def test_whole_turn(house: House) -> None:
     async with house.registry.turn(Saying("Hi", quiet=True)) as held:
         assert (house.registry.held, house.gauge("turns")) == (1, 1)
+        (told,) = house.registry.open
+        assert (told.id, told.agent_id) == (held.id, house.backend.turns[0].sent.agent_id)
+        assert (told.owner, told.source) == (held.plan.payer.owner, held.plan.payer.source)
+        assert abs(time.time() - told.began_at) < 60
         assert await next_batch(held.running) == [TextDelta("Hello")]
         await heard(held.running)
     (turn,) = house.backend.turns

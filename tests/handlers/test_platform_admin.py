@@ -21,12 +21,12 @@ def _open_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def settle_down(self: Town, name: str) -> object:
         registration = self.app[keys.REGISTRATION]
-        before = registration._config
-        registration._config = type(before)(is_open=True)
+        before = registration._is_open
+        registration._is_open = lambda: True
         try:
             return await made(self, name)
         finally:
-            registration._config = before
+            registration._is_open = before
 
     monkeypatch.setattr(Town, "settle_down", settle_down)
 

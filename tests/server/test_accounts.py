@@ -11,6 +11,7 @@ from gateway.accounts.identity.local import LocalIdentity
 from gateway.accounts.identity.supabase import SupabaseIdentity
 from gateway.accounts.profiles import Budget
 from gateway.letta.scripted import ScriptedBackend
+from gateway.live_settings.current import LiveSettings
 from gateway.server.accounts import Accounts, account_secrets, default_budget, is_registration_open
 from gateway.server.app import build_app
 from gateway.settings import Price, SettingError, Settings
@@ -32,7 +33,7 @@ LITELLM = {
 async def built(**chosen: Any) -> tuple[type, type]:
     """Return what identity and billing are."""
     async with late_database() as database:
-        accounts = Accounts(settings(**chosen), database, ScriptedBackend(), TaskSet())
+        accounts = Accounts(LiveSettings(settings(**chosen)), database, ScriptedBackend(), TaskSet())
         kinds = type(accounts.identity), type(accounts.billing)
         await accounts.close()
     return kinds
@@ -55,7 +56,7 @@ async def test_settings_choose_who_knows_passwords_and_prices(chosen: dict[str, 
 async def test_prices_and_agents_are_those_of_the_settings() -> None:
     chosen = settings(prices={"m": Price(2.0, 10.0, 1.0)}, user_model="m", user_embedding="e", user_tools=("t",))
     async with late_database() as database:
-        accounts = Accounts(chosen, database, ScriptedBackend(), TaskSet())
+        accounts = Accounts(LiveSettings(chosen), database, ScriptedBackend(), TaskSet())
         assert await accounts.billing.cost("m", Usage(10, 1, cached_tokens=4)) == 26
         config = accounts.agents._config
         assert (config.model, config.embedding, config.tools) == ("m", "e", ("t",))
@@ -140,7 +141,7 @@ async def test_sessions_that_are_over_are_looked_for_once_an_hour(monkeypatch: p
         purged.append(now)
 
     async with late_database() as database:
-        accounts = Accounts(settings(), database, ScriptedBackend(), TaskSet())
+        accounts = Accounts(LiveSettings(settings()), database, ScriptedBackend(), TaskSet())
         monkeypatch.setattr(accounts, "_purge", purge)
         for now in (1_000_000.0, 1_000_030.0, 1_003_599.0, 1_003_600.0):
             await accounts.sweep(now)

@@ -8,9 +8,10 @@ from gateway.letta.detect import DetectedBackend
 from gateway.letta.rest import RestBackend
 from gateway.letta.scripted import ScriptedBackend
 from gateway.metrics import Metrics
-from gateway.server.app import build_app, build_backend, build_operations_app, turn_policy
+from gateway.server.app import build_app, build_backend, build_operations_app
 from gateway.server.descriptors import turns_that_fit
 from gateway.server.listener import Listener
+from gateway.server.live import turn_policy
 from gateway.settings import LETTA_CLOUD, SettingError
 from gateway.tasks import TaskSet
 from tests.server.running import FRIEND, serving, settings

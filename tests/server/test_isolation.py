@@ -11,7 +11,7 @@ from sqlalchemy import select
 from gateway import keys
 from gateway.errors import UpstreamUnavailable
 from gateway.keys import Access
-from gateway.server.routes import ROUTES
+from gateway.server.routes import PAGE, ROUTES
 from gateway.storage.tables import metadata
 from tests.server.people import API_KEY, OPERATOR_KEY, PASSWORD, Person, Town, town
 from tests.server.rules import RULES, Rule
@@ -49,7 +49,7 @@ def test_every_route_has_its_rule() -> None:
 
 
 async def test_rules_are_those_of_the_router_itself() -> None:
-    """What is served is what the table of routes says, and HEAD beside GET."""
+    """What is served is what the table of routes says, and HEAD beside GET; tests/ui looks at the page's own."""
     async with town(talks=False) as gateway:
         resources = {
             (route.method, route.resource.canonical)
@@ -57,7 +57,8 @@ async def test_rules_are_those_of_the_router_itself() -> None:
             if route.resource is not None and route.method != "HEAD"
         }
         assert isinstance(gateway.app, web.Application)
-    assert resources == {(method, path.replace(":.+", "")) for method, path in RULES}
+    page = {(route.method, route.path) for route in PAGE}
+    assert resources == {(method, path.replace(":.+", "")) for method, path in {*RULES, *page}}
 
 
 def filled(text: str, who: Person) -> str:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 import structlog
 
-from gateway.server.logs import MAX_VALUE, clip, escape
+from gateway.server.logs import MAX_VALUE, clip, escape, set_level
 from tests.server.recorded_logs import recorded_logs
 
 
@@ -83,3 +83,24 @@ def test_clip_cuts_what_a_peer_could_make_endless() -> None:
 def test_escape_leaves_what_can_be_printed() -> None:
     event = escape(None, "", {"event": "été", "bad": "a\x00b\nc", "n": 1, "exception": "two\nlines"})
     assert event == {"event": "été", "bad": "a\\x00b\\nc", "n": 1, "exception": "two\nlines"}
+
+
+def test_level_changes_while_lines_are_written() -> None:
+    with recorded_logs(level="INFO") as logs:
+        ours, others = structlog.get_logger("gateway.test"), logging.getLogger("some.library")
+        for level in ("INFO", "ERROR", "DEBUG"):
+            set_level(level)
+            for write in (ours.debug, ours.info, ours.error, others.debug, others.error):
+                write(level)
+    assert [(line["event"], line["level"]) for line in logs.lines] == [
+        ("INFO", "info"),
+        ("INFO", "error"),
+        ("INFO", "error"),
+        ("ERROR", "error"),
+        ("ERROR", "error"),
+        ("DEBUG", "debug"),
+        ("DEBUG", "info"),
+        ("DEBUG", "error"),
+        ("DEBUG", "debug"),
+        ("DEBUG", "error"),
+    ]

@@ -26,7 +26,7 @@ async def test_gateway_tells_where_it_is_until_it_goes(
     redis: RedisProcess, changes: dict[str, object], place: str
 ) -> None:
     metrics, tasks = Metrics(), TaskSet()
-    local = MemoryLocks(depth=8, wait=30.0, metrics=metrics)
+    local = MemoryLocks(depth=lambda: 8, wait=30.0, metrics=metrics)
     chosen = settings(redis_url=redis.url, **changes)
     shared = replicated(chosen, metrics, tasks, local, instance="me", forwarding_key=b"k" * 32)
     assert shared.company is not None

@@ -1,6 +1,6 @@
 import pytest
 
-from gateway.server.routes import OPERATIONS, ROUTES
+from gateway.server.routes import OPERATIONS, PAGE, ROUTES
 from tests.server.running import serving
 from tests.server.wire import ask
 
@@ -10,13 +10,21 @@ def test_operations_are_routes_too() -> None:
 
 
 def test_no_route_stands_twice() -> None:
-    assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
+    every = (*ROUTES, *PAGE)
+    assert len({(route.method, route.path) for route in every}) == len(every)
 
 
 def test_one_path_has_one_rule() -> None:
     """Who may come in is told by the path alone: the methods of one path cannot differ."""
-    rules = {(route.path, route.access) for route in ROUTES}
-    assert len(rules) == len({route.path for route in ROUTES})
+    every = (*ROUTES, *PAGE)
+    rules = {(route.path, route.access) for route in every}
+    assert len(rules) == len({route.path for route in every})
+
+
+def test_all_of_the_page_is_below_one_path() -> None:
+    """Where its cookie goes, and what a proxy closes."""
+    assert all(route.path == "/ui" or route.path.startswith("/ui/") for route in PAGE)
+    assert not [route for route in ROUTES if route.path.startswith("/ui")]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from gateway.__main__ import main
 from gateway.conversations.identity import CHAT_HEADERS
 from gateway.metrics import Metrics
-from gateway.server.routes import OPERATIONS, ROUTES, Route
+from gateway.server.routes import OPERATIONS, PAGE, ROUTES, Route
 from gateway.settings import Settings, load, table
 from tests.live.processes import free_port
 from tests.server.subprocesses import gateway_process
@@ -400,6 +400,7 @@ def test_ingress_leads_to_what_is_for_clients(name: str) -> None:
     assert reached >= {route.path for route in ROUTES if is_for_clients(route)}
     assert not reached & {route.path for route in ROUTES if route.access in ("admin", "operator")}
     assert not reached & {route.path for route in OPERATIONS}
+    assert not [route.path for route in PAGE if is_routed(route.path, paths)]
     assert {"/v1/models", "/api/v1/auth/login", "/.well-known/jwks.json"} <= reached
 
 

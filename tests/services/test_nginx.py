@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from gateway.letta.scripted import Hang, Script, ScriptedBackend
@@ -208,7 +209,10 @@ CLOSED: Final = (
     "http://gateway.example.com/metrics",
     "/ready",
     "/ui",
-    "/ui/index.html",
+    "/ui/",
+    "/ui/app.js",
+    "/ui/api/session",
+    "/v1/../ui",
     "/",
     "/api/v1/admin",
     "/api/v1/admin/users",
@@ -230,6 +234,13 @@ async def test_what_is_not_for_clients_is_closed_from_outside(tmp_path: Path) ->
         assert here.logs.requests == []
         for target in ("/metrics", "/ready", "/api/v1/admin/users"):
             assert (await here.nginx.ask("GET", target, headers, source=OPERATOR)).status == 200, target
+        assert (await here.nginx.ask("GET", "/ui", source=OPERATOR)).status == 200
+        key = msgspec.json.encode({"key": OPERATOR_KEY})
+        session = await here.nginx.ask("POST", "/ui/api/sign-in", JSON, key, source=OPERATOR)
+        assert session.status == 200
+        assert "; Secure" in (session.header("set-cookie") or "")
+        outside = await here.nginx.ask("POST", "/ui/api/sign-in", JSON, key, source=OUTSIDE)
+        assert (outside.status, outside.header("set-cookie")) == (404, None)
 
 
 async def test_what_is_for_anybody_is_open(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from gateway.shared_state.memory import MemoryLocks
 
 
 def locks(*, depth: int = 8, wait: float = 5.0) -> MemoryLocks:
-    return MemoryLocks(depth=depth, wait=wait, metrics=Metrics())
+    return MemoryLocks(depth=lambda: depth, wait=wait, metrics=Metrics())
 
 
 def waiting(held: MemoryLocks) -> float:

@@ -31,7 +31,7 @@ async def tasks() -> AsyncIterator[TaskSet]:
 @pytest.fixture
 def gateways(server: RedisServer, tasks: TaskSet) -> Gateways:
     def gateway(name: str, *, wait: float = 20.0, depth: int = 8) -> RedisLocks:
-        local = MemoryLocks(depth=depth, wait=wait, metrics=Metrics())
+        local = MemoryLocks(depth=lambda: depth, wait=wait, metrics=Metrics())
         return RedisLocks(server, local, tasks, here=place_of(f"http://{name}", name), wait=wait, lease=LEASE)
 
     return gateway

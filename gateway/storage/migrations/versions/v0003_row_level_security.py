@@ -49,11 +49,12 @@ def upgrade() -> None:
     for table, column in OWN_ROWS.items():
         op.execute(f"CREATE POLICY own_rows ON {table} FOR SELECT USING ({column} = {USER})")
     for role in ROLES:
-        if _is_there(role):
+        if role_is_there(role):
             _narrow(role)
 
 
-def _is_there(role: str) -> bool:
+def role_is_there(role: str) -> bool:
+    """Tell whether the database has a role."""
     found = op.get_bind().execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
     return found.scalar() is not None
 

@@ -3,6 +3,7 @@ from sqlalchemy import delete, insert, select, text
 from gateway.conversations.directory import Directory, Pinned
 from gateway.storage.address import Address
 from gateway.storage.migrations.versions import v0004_fences as migration
+from gateway.storage.migrations.versions import v0005_operator_page as later
 from gateway.storage.tables import pins
 from tests.storage.databases import opened
 
@@ -20,6 +21,8 @@ BEFORE = {
 
 async def test_pins_of_before_are_there_and_may_be_written(address: Address) -> None:
     async with opened(address) as database, database.write() as connection:
+        for table in later.TABLES:
+            await connection.execute(text(f"DROP TABLE {table}"))
         await connection.execute(text("ALTER TABLE pins DROP COLUMN fence"))
         await connection.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": "0003"})
         columns = ", ".join(BEFORE)

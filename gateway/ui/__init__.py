@@ -1,0 +1,1 @@
+"""The operator's page: its static files, and the handlers that they ask."""
