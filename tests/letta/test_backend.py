@@ -48,6 +48,7 @@ def test_protocols_ask_for_what_the_design_says() -> None:
         "delete_agent",
         "delete_provider",
         "memory",
+        "model",
         "write_memory",
         "spent",
         "turn",
