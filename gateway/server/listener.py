@@ -280,8 +280,12 @@ class Listener:
 
 
 async def _close_slowly(listening: socket.socket, server: asyncio.Server) -> None:
-    turn_away(listening)
-    await asyncio.sleep(RETIRING)
+    try:
+        turn_away(listening)
+    except OSError as error:  # some sandboxes allow no filter: who knocks while the port is closed is reset
+        _log.warning("newcomers cannot be turned away unheard", reason=error.strerror)
+    else:
+        await asyncio.sleep(RETIRING)
     server.close()
 
 

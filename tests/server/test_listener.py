@@ -309,6 +309,25 @@ async def test_shared_port_that_another_program_has() -> None:
             await listener.stop()
 
 
+async def test_port_on_which_no_filter_is_allowed_is_closed_all_the_same() -> None:
+    async with serving() as gateway, gateway.connect() as kept:
+        await kept.send(request("GET", "/health"))
+        assert (await kept.answer()).status == 200
+        assert gateway.listener._own is not None
+        listening = gateway.listener._own[0]
+        turn_away(listening)
+        listening.setsockopt(socket.SOL_SOCKET, 44, 1)  # SO_LOCK_FILTER: another filter is EPERM from now on
+        with recorded_logs() as logs:
+            await gateway.listener.shut()
+        assert [line["event"] for line in logs.lines if line["level"] == "warning"] == [
+            "newcomers cannot be turned away unheard"
+        ]
+        await kept.send(request("GET", "/health"))
+        assert (await kept.answer()).status == 200
+        with pytest.raises(ConnectionRefusedError):
+            await gateway.ask("GET", "/health")
+
+
 async def test_port_that_nobody_shares_is_left_at_once() -> None:
     async with serving() as gateway:
         started = asyncio.get_running_loop().time()
