@@ -3,16 +3,17 @@
 A file begins with front matter, ``description`` in it; without that the server commits no change, and leaves the file
 changed all the same. It reads and writes files of agents that are not there too, so the agent is asked for first. A
 conversation hears of a change in its next turn and goes back to the memory that it began with in the one after, until
-its prompt is compiled again, which takes a sixth of a second each: that is done behind the answer (letta 0.34.12).
+its prompt is compiled again. Asked for one conversation at a time that takes a sixth of a second each and is lost where
+a turn begins meanwhile; but a change of the agent's own system prompt has the server compile every conversation's
+prompt in its next turn, so the white space at that prompt's end is changed with the memory (letta 0.34.12).
 """
 
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import structlog
 
-from gateway.errors import GatewayError, MemoryNotFound, UpstreamInvalid, UpstreamRejected
+from gateway.errors import MemoryNotFound, UpstreamInvalid, UpstreamRejected
 from gateway.letta import app_server_wire as wire
 from gateway.letta.app_server_socket import new_request_id
 from gateway.letta.backend import MemoryBlock
@@ -28,9 +29,6 @@ SYSTEM: Final = "system/"
 INDEX: Final = "MEMORY.md"
 """The index of what the agent may look up: the server's own affair."""
 FENCE: Final = "---\n"
-MOST_CONVERSATIONS: Final = 1_000
-
-_log: Final = structlog.get_logger("gateway.letta")
 
 
 class AppServerMemory:
@@ -38,8 +36,6 @@ class AppServerMemory:
 
     def __init__(self, backend: "AppServerBackend") -> None:
         self._backend = backend
-        self._outdated: dict[str, None] = {}
-        self._is_compiling = False
 
     async def blocks(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return an agent's memory, in the order of labels; raises ``AgentGone``."""
@@ -65,7 +61,7 @@ class AppServerMemory:
                 "about the limits of the agent's memory.",
                 should_retry=False,
             )
-        self._compile_later(agent_id)
+        await self._compile_prompts(agent_id)
         return MemoryBlock(label, value, entry.description)
 
     async def _files(self, agent_id: str) -> list[wire.MemoryFile]:
@@ -89,36 +85,18 @@ class AppServerMemory:
             raise MemoryNotFound
         return reply.content
 
-    # Behind the answer -----------------------------------------------------------------------------------------------
+    async def _compile_prompts(self, agent_id: str) -> None:
+        """Have each conversation's next turn see the memory as it is.
 
-    def _compile_later(self, agent_id: str) -> None:
-        self._outdated[agent_id] = None
-        if not self._is_compiling:
-            self._is_compiling = True
-            self._backend.tasks.spawn(self._compile(), "compile prompts")
-
-    async def _compile(self) -> None:
-        try:
-            while self._outdated:
-                agent_id, _ = self._outdated.popitem()
-                try:
-                    await self._compile_all(agent_id)
-                except GatewayError as error:
-                    _log.warning("conversations keep an older memory", agent=agent_id, code=error.code)
-        finally:
-            self._is_compiling = False
-
-    async def _compile_all(self, agent_id: str) -> None:
-        """Have an agent's conversations see its memory as it is, the newest first."""
-        query = wire.ConversationsQuery(limit=MOST_CONVERSATIONS, agent_id=agent_id)
-        command = wire.ListConversations(request_id=new_request_id(), query=query)
-        for row in (await self._backend.ask(command, wire.ConversationsReply)).conversations:
-            if agent_id in self._outdated:
-                return  # it has changed once more: they all are to see that
-            if not row.archived:
-                body = wire.RecompileBody(agent_id)
-                recompile = wire.RecompileConversation(request_id=new_request_id(), conversation_id=row.id, body=body)
-                await self._backend.reply(await self._backend.control_socket(), recompile)
+        The prompt is read after the memory was written: of two gateways that read the same one, the first to change it
+        does so after both wrote.
+        """
+        command = wire.RetrieveAgent(request_id=new_request_id(), agent_id=agent_id)
+        agent = (await self._backend.ask(command, wire.SystemPromptReply)).agent
+        if agent is None:
+            raise UpstreamInvalid(should_retry=False)
+        changed = agent.system[:-1] if agent.system.endswith("\n") else f"{agent.system}\n"
+        await self._backend.update_agent(agent_id, wire.AgentBody(system=changed))
 
 
 def _is_block(path: str) -> bool:

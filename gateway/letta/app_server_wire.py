@@ -66,11 +66,10 @@ class ListAgents(Command, tag="agent_list"):
 
 
 class ConversationsQuery(Struct, omit_defaults=True):
-    """How many conversations are listed, the newest first, of one agent or of all."""
+    """How many conversations are listed, the newest first."""
 
     limit: int
     summary_search: str | None = None
-    agent_id: str | None = None
 
 
 class ListConversations(Command, tag="conversation_list"):
@@ -119,6 +118,7 @@ class AgentBody(Struct, omit_defaults=True):
     name: str | None = None
     model: str | None = None
     description: str | None = None
+    system: str | None = None
     tags: tuple[str, ...] = ()
     memory_blocks: tuple[NewBlock, ...] = ()
 
@@ -146,19 +146,6 @@ class RetrieveConversation(Command, tag="conversation_retrieve"):
     """Ask for a conversation."""
 
     conversation_id: str
-
-
-class RecompileBody(Struct, frozen=True):
-    """Whose conversation is compiled again."""
-
-    agent_id: str
-
-
-class RecompileConversation(Command, tag="conversation_recompile"):
-    """Have a conversation see its agent's memory as it is."""
-
-    conversation_id: str
-    body: RecompileBody
 
 
 class ListMemory(Command, tag="list_memory"):
@@ -407,6 +394,18 @@ class AgentReply(Reply):
     agent: AgentRow | None = None
 
 
+class SystemPrompt(Struct):
+    """What an agent is told before its memory; listings leave it out, as it may be long."""
+
+    system: str
+
+
+class SystemPromptReply(Reply):
+    """One agent's system prompt."""
+
+    agent: SystemPrompt | None = None
+
+
 class ConversationRow(Struct):
     """A conversation; ``created_at`` is in ISO's notation, which sorts by time."""
 
@@ -414,7 +413,6 @@ class ConversationRow(Struct):
     agent_id: str | None = None
     summary: str | None = None
     created_at: str = ""
-    archived: bool | None = None
 
 
 class ConversationsReply(Reply):

@@ -69,12 +69,14 @@ class PostgresTransaction:
         """Roll back what is not committed, and give the connection back; one that is spent is closed."""
         if self.is_open:
             self.is_open = False
+            if self._raw.sync_connection is None:
+                return  # it never came to a connection
             if is_spent:
                 await self._raw.invalidate()
             await self._raw.close()
 
     async def _begin(self) -> None:
-        if not self.is_open:
+        self.is_open = True  # before it is: a start that hangs may still come to a connection, to be given back
+        if self._raw.sync_connection is None:
             await self._raw.start()
-            self.is_open = True
             await self._raw.begin()

@@ -450,7 +450,6 @@ async def _list_conversations(exchange: Exchange) -> None:
     query = exchange.command["query"]
     wanted = query.get("summary_search", "").lower()
     rows = [row for row in exchange.server.conversations if wanted in (row["summary"] or "").lower()]
-    rows = [row for row in rows if query.get("agent_id") in (None, row["agent_id"])]
     await exchange.reply(conversations=rows[: query["limit"]])
 
 
@@ -523,7 +522,8 @@ async def _remove(exchange: Exchange) -> None:
 
 def agent_row(agent_id: str, name: str, **fields: Any) -> Fields:
     """Return an agent as it is listed."""
-    return {"id": agent_id, "name": name, "description": None, "model": MODELS[0], "tools": [], "tags": [], **fields}
+    row = {"id": agent_id, "name": name, "description": None, "model": MODELS[0], "system": "Be kind."}
+    return {**row, "tools": [], "tags": [], **fields}
 
 
 def conversation_row(conversation_id: str, agent_id: str, summary: str | None, created_at: str = "2026") -> Fields:
@@ -544,7 +544,6 @@ _DEFAULTS: Final[dict[str, Answer]] = {
     "conversation_list": _list_conversations,
     "conversation_update": _update_conversation,
     "conversation_retrieve": _retrieve_conversation,
-    "conversation_recompile": replies(result="compiled"),
     "list_memory": _list_memory,
     "read_memory_file": _read_memory_file,
     "write_memory_file": _write_memory_file,

@@ -1,4 +1,4 @@
-import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,7 +9,7 @@ from gateway.letta.app_server import AppServerBackend, AppServerConfig
 from gateway.letta.backend import MemoryBlock
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
-from tests.letta.fake_app_server import AGENT, OTHER, Exchange, FakeAppServer, conversation_row, hang, replies
+from tests.letta.fake_app_server import AGENT, OTHER, FakeAppServer, hang, replies
 
 HUMAN = "---\nname: Human\ndescription: Who.\n---\nAnn.\n"
 
@@ -40,11 +40,6 @@ async def backend(server: FakeAppServer, tasks: TaskSet) -> AsyncIterator[AppSer
     yield backend
     await tasks.close(1)
     await backend.close()
-
-
-async def until_idle(tasks: TaskSet) -> None:
-    while len(tasks):  # noqa: ASYNC110 - it is seen from outside
-        await asyncio.sleep(0.002)
 
 
 async def test_memory_is_what_stands_in_the_prompt(backend: AppServerBackend) -> None:
@@ -127,48 +122,31 @@ async def test_listing_that_fails_and_one_that_does_not_come(
 # Conversations --------------------------------------------------------------------------------------------------------
 
 
-async def test_conversations_of_the_agent_are_compiled_behind_the_answer(
-    server: FakeAppServer, backend: AppServerBackend, tasks: TaskSet
+async def test_prompts_are_compiled_anew_once_the_memory_is_written(
+    server: FakeAppServer, backend: AppServerBackend
 ) -> None:
-    server.conversations += [
-        conversation_row("local-conv-8", AGENT, None),
-        {**conversation_row("local-conv-9", AGENT, None), "archived": True},
+    before = server.agents[AGENT]
+    before["system"] = "Be kind. {CORE_MEMORY}\nAlways."
+    systems = []
+    for text in ("Cleo.", "Dora.", "Eve."):
+        await backend.write_memory(AGENT, "human", text)
+        systems.append(server.agents[AGENT]["system"])
+    assert systems == [
+        "Be kind. {CORE_MEMORY}\nAlways.\n",
+        "Be kind. {CORE_MEMORY}\nAlways.",
+        "Be kind. {CORE_MEMORY}\nAlways.\n",
     ]
-    await backend.write_memory(AGENT, "human", "Cleo.")
-    await until_idle(tasks)
-    assert [(asked["conversation_id"], asked["body"]) for asked in server.asked("conversation_recompile")] == [
-        ("local-conv-1", {"agent_id": AGENT}),
-        ("local-conv-8", {"agent_id": AGENT}),
-    ]
+    kinds = [asked["type"] for asked in server.commands]
+    assert [kind for kind in kinds if kind in {"write_memory_file", "agent_update"}] == [
+        "write_memory_file",
+        "agent_update",
+    ] * 3
+    assert {*itertools.chain(*(asked["body"] for asked in server.asked("agent_update")))} == {"system"}
 
 
-async def test_memory_that_changes_once_more_starts_anew(
-    server: FakeAppServer, backend: AppServerBackend, tasks: TaskSet
+async def test_server_that_fails_to_compile_is_not_passed_over(
+    server: FakeAppServer, backend: AppServerBackend
 ) -> None:
-    server.conversations.append(conversation_row("local-conv-8", AGENT, None))
-    begun, gate = asyncio.Event(), asyncio.Event()
-
-    async def slowly(exchange: Exchange) -> None:
-        begun.set()
-        await gate.wait()
-        await exchange.reply(result="compiled")
-
-    server.on("conversation_recompile", slowly, replies(result="compiled"))
-    await backend.write_memory(AGENT, "human", "Cleo.")
-    await begun.wait()
-    await backend.write_memory(AGENT, "human", "Dora.")
-    gate.set()
-    await until_idle(tasks)
-    asked = [asked["conversation_id"] for asked in server.asked("conversation_recompile")]
-    assert asked == ["local-conv-1", "local-conv-1", "local-conv-8"]
-
-
-async def test_server_that_fails_behind_the_answer(
-    server: FakeAppServer, backend: AppServerBackend, tasks: TaskSet
-) -> None:
-    server.on("conversation_list", replies(success=False, error="EACCES"), replies(conversations=[]))
-    await backend.write_memory(AGENT, "human", "Cleo.")
-    await until_idle(tasks)
-    await backend.write_memory(AGENT, "human", "Dora.")
-    await until_idle(tasks)
-    assert len(server.asked("conversation_list")) == 2
+    server.on("agent_update", replies(success=False, error="EACCES /home/letta"))
+    with pytest.raises(UpstreamInvalid):
+        await backend.write_memory(AGENT, "human", "Cleo.")

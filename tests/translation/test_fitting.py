@@ -126,7 +126,7 @@ LABORIOUS: dict[str, tuple[Any, Any]] = {
 def test_nothing_takes_long(document: Any, schema: Any) -> None:
     began = time.process_time()
     fit(document, schema)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 20  # without an end to the steps it would be years
 
 
 def test_steps_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
