@@ -9,13 +9,15 @@ import asyncio
 import itertools
 import random
 import signal
+import sqlite3
 import statistics
 import sys
+import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -37,6 +39,11 @@ _PATIENCE: Final = 30.0
 _KIB: Final = 1024
 _MIB: Final = 1 << 20
 _BODY: Final = 10_000_000
+_CHATS: Final = 8
+_WORDS: Final = 10
+"""What a round of the soak asks for."""
+_FILES_MEANWHILE: Final = 24
+"""Open files by which two moments of a soak may differ: connections of requests under way."""
 _serial = itertools.count()
 
 
@@ -307,46 +314,76 @@ def _end(pid: int) -> None:
 
 
 def soak(options: argparse.Namespace) -> Iterator[Row]:
-    """Have everything happen that clients do, and watch what the process keeps."""
-    with _both(50) as (_, gateway):
-        uvloop.run(measure.warm_up(gateway, 50))
-        samples, turns = uvloop.run(_soak(gateway, options.soak))
+    """Have everything happen that clients do, and watch what the process keeps, and what it wrote down."""
+    with tempfile.TemporaryDirectory(prefix="bench-soak-") as home:
+        with _both(50, LETTA_GATEWAY_HOME=home) as (_, gateway):
+            uvloop.run(measure.warm_up(gateway, 50))
+            began = time.time()
+            samples, rounds = uvloop.run(_soak(gateway, options.soak))
+        booked = _ledger(home, began)
     settled = samples[len(samples) // 3 :]
     slope = statistics.linear_regression([at for at, _, _ in settled], [rss for _, rss, _ in settled]).slope * 3_600
     files = [files for _, _, files in settled]
+    lasting = f"{options.soak / 60:.0f} minutes of chats, one in ten cut and one wrong"
     yield Row(
-        f"{options.soak / 60:.0f} minutes of chats, one in ten cut or wrong: memory gained",
+        f"{lasting}: memory gained",
         "< 1 MiB/h",
-        f"{slope / _MIB:+.2f} MiB/h after {turns:,} requests; files {min(files)} to {max(files)}",
+        f"{slope / _MIB:+.2f} MiB/h after {rounds * 10:,} requests; files {min(files)} to {max(files)}",
         "-",
-        slope < _MIB,
+        slope < _MIB and max(files) - min(files) <= _FILES_MEANWHILE,
+    )
+    chats, tokens = rounds * _CHATS, rounds * _CHATS * (100 + _WORDS)
+    complete, still_open = booked["complete"], booked["open"].turns
+    yield Row(
+        "the same: answers and tokens in the ledger",
+        "exact",
+        f"{complete.turns:,} of {chats:,}; {complete.tokens:,} of {tokens:,}; {still_open} turns left open",
+        "-",
+        complete == Booked(chats, tokens) and not still_open,
     )
 
 
+class Booked(NamedTuple):
+    """What the ledger holds of one kind of end."""
+
+    turns: int = 0
+    tokens: int = 0
+
+
+def _ledger(home: str, since: float) -> defaultdict[str, Booked]:
+    """Read what a gateway that has gone wrote down of the turns since that time."""
+    query = (
+        "SELECT status, count(*), sum(prompt_tokens + completion_tokens) FROM turns WHERE started_at >= ? "
+        "GROUP BY status"
+    )
+    with closing(sqlite3.connect(f"file:{home}/gateway.db?mode=ro", uri=True)) as database:
+        return defaultdict(Booked, {status: Booked(*sums) for status, *sums in database.execute(query, (since,))})
+
+
 async def _soak(target: Target, seconds: float) -> tuple[list[tuple[float, int, int]], int]:
-    dice, samples, done = random.Random(1), [], 0
+    dice, samples, rounds = random.Random(1), [], 0
     began = time.monotonic()
     while (at := time.monotonic() - began) < seconds:
         samples.append((at, target.process.rss(), _files(target.process.pid)))
         until = time.monotonic() + 5
         while time.monotonic() < until:
             await _mixture(target, dice)
-            done += 10
-    return samples, done
+            rounds += 1
+    return samples, rounds
 
 
 async def _mixture(target: Target, dice: random.Random) -> None:
     """Have eight chats answered, one cut, and one wrong."""
-    agents = dice.sample(range(50), 10)
-    chats = [target.request(Asking(number, _words(10, 0.02), stream=number % 2 == 0)) for number in agents[:8]]
-    cut = target.request(Asking(agents[8], _words(500, 0.02)))
+    *agents, left = dice.sample(range(50), _CHATS + 1)
+    chats = [target.request(Asking(number, _words(_WORDS, 0.02), stream=number % 2 == 0)) for number in agents]
+    cut = target.request(Asking(left, _words(500, 0.02)))
     wrong = targets.ask_with_a_wrong_key(dice.randrange(1_000_000))
     answers: list[tuple[int, float]] = []
     async with asyncio.TaskGroup() as group:
         for each in (*chats, wrong):
             group.create_task(_once(target.port, each, answers))
         group.create_task(_cut(target.port, cut))
-    if Counter(status for status, _ in answers) != {200: 8, 401: 1}:
+    if Counter(status for status, _ in answers) != {200: _CHATS, 401: 1}:
         raise AssertionError(answers)
 
 
