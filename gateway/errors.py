@@ -52,7 +52,7 @@ The status and codes follow OpenAI's error guide; ``x-should-retry`` is what Ope
 """
 
 import math
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 import msgspec
 
@@ -71,6 +71,8 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
 
     error: ErrorBody
 
+
+Error = TypeVar("Error", bound=BaseException)
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -119,6 +121,21 @@ class GatewayError(Exception):
         if self.should_retry is not None:
             headers["x-should-retry"] = "true" if self.should_retry else "false"
         return headers
+
+
+def dealt_with(error: Error) -> Error:
+    """Return an error that is not to be raised further without the frames it came through, nor those of its causes.
+
+    They hold whatever was at work, bodies and connections, and mostly the error itself: a ring that would stay until
+    the garbage collector comes by.
+    """
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            chain += (link.__cause__, link.__context__)
+    return error
 
 
 class ClientError(GatewayError):

@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from gateway import keys
 from gateway.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
@@ -38,7 +38,7 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
     async def body_guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method in BODY_METHODS and request.match_info.http_exception is None:
             _check_head(request, settings.max_body)
-            request[keys.BODY] = GuardedBody(request, settings.max_body, settings.body_timeout)
+            request[keys.BODY] = GuardedBody(request.content, settings.max_body, settings.body_timeout)
         return await handler(request)
 
     return body_guard
@@ -60,10 +60,13 @@ def _is_json(content_type: str) -> bool:
 
 
 class GuardedBody:
-    """A ``JsonBody``: read and checked once, on the first ``read``."""
+    """A ``JsonBody``: read and checked once, on the first ``read``.
 
-    def __init__(self, request: web.Request, max_body: int, timeout: float) -> None:
-        self._request = request
+    The request has it, so it has no request: a ring of the two would keep the body until the garbage collector comes.
+    """
+
+    def __init__(self, content: StreamReader, max_body: int, timeout: float) -> None:
+        self._content = content
         self._max_body = max_body
         self._timeout = timeout
         self._body: bytes | None = None
@@ -83,7 +86,7 @@ class GuardedBody:
         body = bytearray()
         try:
             async with asyncio.timeout(self._timeout):
-                while data := await self._request.content.readany():
+                while data := await self._content.readany():
                     body += data
                     if len(body) > self._max_body:
                         raise PayloadTooLarge(self._max_body)

@@ -13,6 +13,7 @@ from gateway.errors import (
     InvalidRequest,
     MethodNotAllowed,
     RouteNotFound,
+    dealt_with,
 )
 from gateway.settings import Settings
 from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
@@ -29,11 +30,12 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
         try:
             return await handler(request)
         except GatewayError as error:
-            return _answer(request, error)
+            return _answer(request, dealt_with(error))
         except web.HTTPException as error:
-            return _answer(request, _from_router(error))
+            return _answer(request, _from_router(dealt_with(error)))
         except Exception as error:  # noqa: BLE001 - the boundary: a bug becomes a logged 500
             _log.exception("request failed", exc_info=error)
+            dealt_with(error)
             return _answer(request, InternalError(should_retry=False))
 
     return error_boundary

@@ -210,3 +210,24 @@ def test_reason_of_a_broken_database_is_for_the_log() -> None:
 
 def test_text_that_json_escapes() -> None:
     assert json.loads(InvalidRequest('"\n\x00é😀').body())["error"]["message"] == '"\n\x00é😀'
+
+
+def test_error_that_is_dealt_with_holds_no_frames() -> None:
+    def fails() -> None:
+        try:
+            int("first")
+        except ValueError as error:
+            raise KeyError("second") from error
+
+    def gives_up() -> None:
+        try:
+            fails()
+        except KeyError as error:
+            raise errors.InternalError from error
+
+    with pytest.raises(errors.InternalError) as raised:
+        gives_up()
+    found = errors.dealt_with(raised.value)
+    assert isinstance(found.__cause__, KeyError)
+    assert isinstance(found.__cause__.__cause__, ValueError)
+    assert (found.__traceback__, found.__cause__.__traceback__, found.__cause__.__cause__.__traceback__) == (None,) * 3

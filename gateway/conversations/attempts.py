@@ -23,6 +23,7 @@ from gateway.errors import (
     OutcomeUnknown,
     SharedStateUnavailable,
     StorageUnavailable,
+    dealt_with,
 )
 from gateway.shared_state.places import Places
 from gateway.tasks import TaskSet
@@ -116,7 +117,7 @@ class Attempt:
     def start(self, tasks: TaskSet, produce: Callable[["Attempt"], Coroutine[Any, Any, None]]) -> None:
         """Let the answer come to be, whoever listens."""
         self._producer = tasks.spawn(self._run(produce), "answer")
-        self._producer.add_done_callback(lambda _: self.over.set())  # it may be cancelled before its first step
+        self._producer.add_done_callback(self._ended)  # it may be cancelled before its first step
 
     def never_was(self, error: BaseException) -> None:
         """Tell whoever has joined already that the answer does not come to be."""
@@ -127,7 +128,11 @@ class Attempt:
         try:
             await produce(self)
         except GatewayError as error:
-            self.error = error
+            self.error = dealt_with(error)
+
+    def _ended(self, _: "asyncio.Task[None]") -> None:
+        self._producer = None
+        self.over.set()
 
     # Producing -------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from gateway.errors import (
     InvalidRequest,
     ModelNotFound,
     ResponseCancelled,
+    dealt_with,
 )
 from gateway.handlers.agents import agent_of, forget
 from gateway.handlers.keeping import Keeper, Keeping
@@ -289,7 +290,7 @@ class Producer:
     async def _fail(self, attempt: Attempt, error: GatewayError, ending: bytes) -> None:
         self._notes.outcome = "failed"
         await self._keeping.fail(error, is_unsent=attempt.may_be_repeated(error))
-        attempt.error, attempt.ending, attempt.is_complete = error, ending, True
+        attempt.error, attempt.ending, attempt.is_complete = dealt_with(error), ending, True
 
     def _note_first_token(self) -> None:
         self._notes.first_token = time.monotonic() - self._asked.arrived

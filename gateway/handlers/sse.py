@@ -58,8 +58,7 @@ class SseResponse(EventSourceResponse):
         finally:
             timer.cancel()
             self._left = True
-            if self._ping_task is not None:  # headers may be on their way still, when the client goes away
-                self.stop_streaming()
+            self.stop_streaming()
 
     async def begin(self, data: bytes) -> None:
         """Send the headers with the first data, in one packet; where they are out, the data alone."""
@@ -107,6 +106,12 @@ class SseResponse(EventSourceResponse):
         except TimeoutError:
             self._abort()
             raise ConnectionResetError("the client takes nothing") from None
+
+    def stop_streaming(self) -> None:
+        """Stop the pings, and let go of their task, which has this response; before the headers there are none."""
+        if self._ping_task is not None:
+            super().stop_streaming()
+            self._ping_task = None
 
     async def _prepare_writer(self) -> StreamWriter:
         transport = self._request.transport

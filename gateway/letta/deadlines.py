@@ -38,8 +38,9 @@ class TurnDeadlines:
         self._timer = self._loop.call_at(self._next_due()[0], self._check)
 
     def stop(self) -> None:
-        """Stop watching."""
+        """Stop watching, and let go of who is watched."""
         self._timer.cancel()
+        self._abort = _stopped
 
     def _next_due(self) -> tuple[float, Callable[[Limits], GatewayError]]:
         waiting_since = min(self.waiting_since, self._loop.time())
@@ -54,6 +55,10 @@ class TurnDeadlines:
             self._abort(error(self._limits))
         else:
             self._timer = self._loop.call_at(due, self._check)
+
+
+def _stopped(_: GatewayError) -> None:
+    """Nobody is watched any more."""
 
 
 def _too_long(limits: Limits) -> GatewayError:

@@ -42,6 +42,8 @@ AFTER_GRACE: Final = 20.0
 """Seconds that the end may take once the grace is over: turns settled, connections closed, a local Letta ended."""
 
 _log: Final = structlog.get_logger("gateway.server")
+_ALLOCATIONS: Final = 10_000
+"""After so many new objects more than went, the youngest are looked through."""
 
 
 class StartFailed(Exception):
@@ -122,6 +124,16 @@ async def _entered(
         return error
 
 
+def _spare_the_collector() -> None:
+    """Have garbage looked for seldom: a request leaves none behind that does not go by itself.
+
+    What is loaded by now stays: it need not be walked again while streams wait.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_ALLOCATIONS, *gc.get_threshold()[1:])
+
+
 async def _listen(
     settings: Settings,
     app: web.Application,
@@ -145,8 +157,7 @@ async def _listen(
                     f"the database does not answer ({error.reason}): look after it, then start again."
                 ) from None
         await _check_kind(settings, app[keys.BACKEND])
-        gc.collect()
-        gc.freeze()  # what is loaded by now stays: the collector need not walk it again while streams wait
+        _spare_the_collector()
         announce(banner(settings, listeners[0].port, app[keys.LOCAL]))
         app[keys.TASKS].spawn(_clean_up(app[keys.BACKEND]), "clean up letta")
         _warn_of_sqlite(app[keys.DATABASE])
