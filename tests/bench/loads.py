@@ -7,10 +7,12 @@ long ones are `--hold` (held streams) and `--soak`.
 import argparse
 import asyncio
 import itertools
+import json
 import random
 import signal
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import uvloop
 
@@ -128,19 +130,24 @@ async def _storm(target: Target) -> tuple[Quantiles, list[str]]:
 
 
 def head_of_line(_options: argparse.Namespace) -> Iterator[Row]:
-    """Send bodies of 10 MB beside 1,000 streams."""
-    with _both(1_001) as (_, gateway):
-        quiet, beside, sent, errors = uvloop.run(_beside_large_bodies(gateway))
-    yield Row(
-        "a word of 1,000 streams beside bodies of 10 MB, p99",
-        "< 2 x that without them",
-        f"{beside.p99:.1f} ms, with {sent} bodies in 15 s ({beside.p99 / quiet.p99:.2f} x)",
-        f"{quiet.p99:.1f} ms without them",
-        beside.p99 < 2 * quiet.p99 and not errors,
-    )
+    """Send bodies of 10 MB beside 1,000 streams, then 500 logins at once."""
+    for what, disturb in (("bodies of 10 MB", _send_bodies), ("500 logins with a wrong password at once", _log_in)):
+        with _both(1_001) as (_, gateway):
+            quiet, beside, done, errors = uvloop.run(_beside(gateway, disturb))
+        yield Row(
+            f"a word of 1,000 streams beside {what}, p99",
+            "< 2 x that without them",
+            f"{beside.p99:.1f} ms, {done} ({beside.p99 / quiet.p99:.2f} x)",
+            f"{quiet.p99:.1f} ms without them",
+            beside.p99 < 2 * quiet.p99 and not errors,
+        )
 
 
-async def _beside_large_bodies(target: Target) -> tuple[Quantiles, Quantiles, int, list[str]]:
+Disturb: TypeAlias = Callable[[Target, threading.Event], str]
+"""Does something to a gateway, until the event at the latest, and says what it came to."""
+
+
+async def _beside(target: Target, disturb: Disturb) -> tuple[Quantiles, Quantiles, str, list[str]]:
     tally = Tally()
     requests = [target.request(Asking(number, _words(90, 0.5))) for number in range(1_000)]
     await open_streams(target.port, tally, requests, 90, lambda: 0.003)
@@ -149,27 +156,36 @@ async def _beside_large_bodies(target: Target) -> tuple[Quantiles, Quantiles, in
     await asyncio.sleep(15)
     quiet = quantiles(tally.latencies)
     tally.latencies.clear()
-    over, sent = threading.Event(), [0]
-    sender = threading.Thread(target=_send_bodies, args=(target, over, sent))  # the driver's loop is what dates events
-    sender.start()
-    await asyncio.sleep(15)
+    over = threading.Event()
+    # In a thread: the driver's loop is what dates events.
+    disturbing = asyncio.get_running_loop().run_in_executor(None, disturb, target, over)
+    await asyncio.wait([disturbing], timeout=15)
     over.set()
     beside = quantiles(tally.latencies)
-    await asyncio.to_thread(sender.join)
+    done = await disturbing
     await tally.all_gone(60)
-    return quiet, beside, sent[0], tally.errors
+    return quiet, beside, done, tally.errors
 
 
-def _send_bodies(target: Target, over: threading.Event, sent: list[int]) -> None:
+def _log_in(target: Target, _over: threading.Event) -> str:
+    flood = [sys.executable, "-m", "tests.faults.login_flood", str(target.port), "logins", "500"]
+    statuses = json.loads(subprocess.run(flood, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+    return ", ".join(f"{many} answered {status}" for status, many in sorted(statuses.items()))
+
+
+def _send_bodies(target: Target, over: threading.Event) -> str:
+    # Made once: what holds the driver up would look as if the gateway did.
+    head, _, body = target.request(Asking(1_000, _words(3, 0) + "x" * _BODY, stream=False)).partition(b"\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+    sent = 0
     while not over.wait(0.5):
-        head, _, body = target.request(Asking(1_000, _words(3, 0) + "x" * _BODY, stream=False)).partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
         connection = HTTPConnection("127.0.0.1", target.port, timeout=30)
         connection.request("POST", "/v1/chat/completions", body, headers)
         answer = connection.getresponse()
         answer.read()
         connection.close()
-        sent[0] += answer.status == 200
+        sent += answer.status == 200
+    return f"with {sent} bodies in 15 s"
 
 
 # Requests ------------------------------------------------------------------------------------------------------------
