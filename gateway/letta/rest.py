@@ -395,10 +395,11 @@ class _BoundedBody(httpx.AsyncByteStream):
     """The body of an answer, as long as it stays in bounds: the client reads it whole."""
 
     def __init__(self, body: httpx.AsyncByteStream) -> None:
-        self._body = body
+        self._body: httpx.AsyncByteStream | None = body
         self._room = CONTROL_BODY
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert self._body is not None  # noqa: S101 - it is read before it is closed
         async for piece in self._body:
             self._room -= len(piece)
             if self._room < 0:
@@ -406,7 +407,9 @@ class _BoundedBody(httpx.AsyncByteStream):
             yield piece
 
     async def aclose(self) -> None:
-        await self._body.aclose()
+        body, self._body = self._body, None  # httpx's holds the answer, which holds this
+        if body is not None:
+            await body.aclose()
 
 
 async def _bound(response: httpx.Response) -> None:

@@ -24,6 +24,7 @@ from gateway.errors import (
     PendingApproval,
     UpstreamInvalid,
     UpstreamTimeout,
+    dealt_with,
 )
 from gateway.letta import upstream_errors
 from gateway.letta.backend import Ready, Take, always_ready
@@ -269,6 +270,8 @@ class RestTurn:
             self._deadlines.stop()
         if self._request is not None and not self._request.done():
             self._request.cancel()
+        elif self._response is None:
+            self._request = None  # it failed: its task holds the frames of that, and they this turn
         if self._response is not None:
             self._free(self._response)
         if self._loan is not None:
@@ -287,7 +290,7 @@ class RestTurn:
         if (self._stream.frames.over or self._cancelled) and not response.content.at_eof():
             self._backend.tasks.spawn(_read_to_the_end(response), "end of stream")
         else:
-            response.release()
+            _release(response)
 
     def _raise_if_aborted(self) -> None:
         if self._error is not None:
@@ -411,7 +414,15 @@ async def _read_to_the_end(response: aiohttp.ClientResponse) -> None:
         async with asyncio.timeout(END_OF_BODY):
             while await response.content.readany():
                 pass
+    _release(response)
+
+
+def _release(response: aiohttp.ClientResponse) -> None:
+    """Give the connection back; where it broke, the error that the response keeps is dealt with."""
     response.release()
+    broken = response.content.exception()
+    if broken is not None:
+        dealt_with(broken)
 
 
 def _unread(response: aiohttp.ClientResponse) -> bytes:
