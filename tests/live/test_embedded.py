@@ -17,6 +17,8 @@ from tests.live.gateways import sdk
 from tests.live.test_chat import user
 from tests.server.subprocesses import GatewayProcess, gateway_process
 
+pytestmark = pytest.mark.services
+
 _PATIENCE = 20.0
 
 

@@ -16,6 +16,8 @@ from tests.letta.batches import heard
 from tests.live.dying_turn import backend_of
 from tests.live.letta_server import LettaServer
 
+pytestmark = pytest.mark.services
+
 SETTLED = 5.0
 HUMAN = MemoryBlock("human", "The human is Ann.", "What is known of the human.")
 PERSONA = MemoryBlock("persona", "I am Bo: careful.", "Who the agent is.")

@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from tests.live.test_embedded import at_home
+
+pytestmark = pytest.mark.services
 
 README: Final = Path(__file__).parents[2] / "README.md"
 _PATIENCE: Final = 60.0
