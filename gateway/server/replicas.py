@@ -24,9 +24,12 @@ MARGIN: Final = 60.0
 class RedisCompany:
     """``Company`` by way of Redis."""
 
-    def __init__(self, server: RedisServer, replicas: Replicas, locks: RedisLocks, forwarder: Forwarder) -> None:
+    def __init__(
+        self, server: RedisServer, replicas: Replicas, locks: RedisLocks, places: RedisPlaces, forwarder: Forwarder
+    ) -> None:
         self._server = server
         self._locks = locks
+        self._places = places
         self._replicas = replicas
         self._forwarder = forwarder
 
@@ -36,7 +39,11 @@ class RedisCompany:
 
     async def run(self) -> None:
         """Say now and then that this gateway is there, until cancelled."""
-        await self._replicas.run()
+        await self._replicas.run(self._tell_again)
+
+    async def _tell_again(self) -> None:
+        await self._places.tell_again()
+        await self._locks.renew()
 
     def stop(self) -> None:
         """End what goes on in the background: no turn is held any longer."""
@@ -63,7 +70,7 @@ def replicated(
         locks=locks,
         limits=RedisLimits(server, metrics, replicas.count),
         places=places,
-        company=RedisCompany(server, replicas, locks, forwarder),
+        company=RedisCompany(server, replicas, locks, places, forwarder),
         forwarder=forwarder,
     )
 

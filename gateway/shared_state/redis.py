@@ -56,6 +56,8 @@ class RedisServer:
         self._given_up: set[asyncio.Task[Any]] = set()
         self._is_up = True
         self._try_again_at = 0.0
+        self.mark = ""
+        """By which this gateway knows that Redis has forgotten nothing: ``redis_memory``; none before it looked."""
 
     @property
     def is_up(self) -> bool:

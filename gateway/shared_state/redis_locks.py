@@ -20,6 +20,7 @@ from gateway.shared_state.locks import Lease
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import is_past
 from gateway.shared_state.redis import RedisServer, key_of
+from gateway.shared_state.redis_memory import IS_SETTLING, MEMORY
 from gateway.shared_state.redis_places import place_key
 from gateway.tasks import TaskSet
 
@@ -34,12 +35,15 @@ LONGEST_PAUSE: Final = 0.25
 REMEMBER: Final = 3_600
 """Seconds for which it is known who had a thread last."""
 
-# KEYS: lease, place, last. ARGV: token, milliseconds, here, seconds to remember.
-_ACQUIRE: Final = """
+# KEYS: lease, place, last, memory. ARGV: token, milliseconds, here, seconds to remember, mark.
+_ACQUIRE: Final = (
+    IS_SETTLING
+    + """
 local place = redis.call('GET', KEYS[2])
 if place and place ~= ARGV[3] then return {'place', place} end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return {'busy'} end
+if is_settling(KEYS[4], ARGV[5]) then return {'busy'} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local last = redis.call('HMGET', KEYS[3], 'fence', 'place')
 local now = redis.call('TIME')
@@ -50,6 +54,7 @@ redis.call('HSET', KEYS[3], 'fence', fence, 'place', ARGV[3])
 redis.call('EXPIRE', KEYS[3], ARGV[4])
 return {'mine', fence, last[2] or ''}
 """
+)
 # KEYS: lease, last. ARGV: token, milliseconds, fence. A lease that Redis lost is taken again if nobody had it since.
 _RENEW: Final = """
 local holder = redis.call('GET', KEYS[1])
@@ -138,8 +143,8 @@ class RedisLocks:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _try(self, thread: str, token: str) -> Lease | None:
-        names = [key_of("lease", thread), place_key(thread), key_of("last", thread)]
-        args: list[str | int] = [token, int(self._lease_time * 1000), self._here, REMEMBER]
+        names = [key_of("lease", thread), place_key(thread), key_of("last", thread), MEMORY]
+        args: list[str | int] = [token, int(self._lease_time * 1000), self._here, REMEMBER, self._server.mark]
         try:
             said, *more = await self._server.run(lambda _: self._acquire(keys=names, args=args))
         except BaseException:
@@ -172,9 +177,13 @@ class RedisLocks:
     async def _renew_all(self) -> None:
         while self._held:
             await asyncio.sleep(RENEWED * self._lease_time)
-            held = list(self._held.items())
-            for start in range(0, len(held), AT_ONCE):
-                await self._renew_some(held[start : start + AT_ONCE])
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Renew every lease now."""
+        held = list(self._held.items())
+        for start in range(0, len(held), AT_ONCE):
+            await self._renew_some(held[start : start + AT_ONCE])
 
     async def _renew_some(self, held: list[tuple[Lease, str]]) -> None:
         try:

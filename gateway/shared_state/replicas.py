@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+import structlog
 from redis.asyncio import Redis
 
 from gateway.errors import SharedStateUnavailable
 from gateway.shared_state.redis import PREFIX, RedisServer
+from gateway.shared_state.redis_memory import LOOK, MEMORY
 
-BEAT: Final = 5.0
+BEAT: Final = 2.0
 """Seconds between two signs of life."""
 SILENT: Final = 15.0
 """Seconds without one after which a gateway is not counted."""
@@ -23,6 +26,8 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
 return redis.call('ZCARD', KEYS[1])
 """
 
+_log: Final = structlog.get_logger("gateway.shared_state")
+
 
 class Replicas:
     """The gateways of one Redis, seen by the one at ``here``."""
@@ -31,6 +36,7 @@ class Replicas:
         self._server = server
         self._here = here
         self._beat = server.script(_BEAT)
+        self._look = server.script(LOOK)
         self._count = 1
 
     def count(self) -> int:
@@ -45,11 +51,20 @@ class Replicas:
         """Tell whether a gateway gave a sign of life lately; raises ``SharedStateUnavailable``."""
         return await self._server.run(lambda client: client.zscore(_KEY, place)) is not None
 
-    async def run(self) -> None:
-        """Say so until cancelled."""
+    async def look(self, tell_again: Callable[[], Awaitable[None]]) -> None:
+        """Have told again what Redis forgot, if it did; raises ``SharedStateUnavailable``."""
+        mark = (await self._server.run(lambda _: self._look(keys=[MEMORY], args=[self._server.mark]))).decode()
+        if self._server.mark not in {"", mark}:
+            _log.warning("redis lost what it was told: it is told again")
+            await tell_again()
+        self._server.mark = mark
+
+    async def run(self, tell_again: Callable[[], Awaitable[None]]) -> None:
+        """Say so until cancelled; ``tell_again`` tells Redis what it forgot."""
         while True:
             with contextlib.suppress(SharedStateUnavailable):  # the server says so; the count of before stands
                 await self.beat()
+                await self.look(tell_again)
             await asyncio.sleep(BEAT)
 
     async def leave(self) -> None:

@@ -105,6 +105,26 @@ async def test_gateway_that_has_the_turn_is_gone(redis: RedisProcess) -> None:
         assert forwards(other) == 0
 
 
+@pytest.mark.parametrize("how", ["flushed", "restarted"])
+async def test_results_come_to_where_the_turn_waits_though_redis_forgot_it(
+    pair: Pair, redis: RedisProcess, how: str
+) -> None:
+    one, other = pair
+    await calls(one)
+    if how == "flushed":
+        with redis.client() as client:
+            client.flushall()
+    else:
+        redis.kill()
+        redis.start()
+    async with asyncio.timeout(20):
+        while (answer := await bring(other)).status == 503:  # noqa: ASYNC110 - it is seen from outside
+            await asyncio.sleep(0.2)
+    assert answer.status == 200
+    assert (len(one.backend.turns), len(other.backend.turns)) == (2, 0)
+    assert forwards(other) == 1
+
+
 def hold(redis: RedisProcess, place: str) -> None:
     """Write down that a turn of the chat waits there, where signs of life came from a moment ago."""
     with redis.client() as client:

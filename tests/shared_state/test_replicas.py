@@ -1,7 +1,9 @@
 import asyncio
+import contextlib
 
 import pytest
 
+from gateway.errors import SharedStateUnavailable
 from gateway.shared_state.places import place_of
 from gateway.shared_state.redis import RedisServer
 from gateway.shared_state.replicas import Replicas
@@ -10,6 +12,10 @@ from tests.shared_state.redis_process import RedisProcess
 pytestmark = pytest.mark.services
 
 ONE, OTHER = place_of("http://10.0.0.1:8080", "one"), place_of("http://10.0.0.2:8080", "other")
+
+
+async def nothing() -> None:
+    """Have nothing that Redis should be told again."""
 
 
 async def test_gateways_are_counted(server: RedisServer) -> None:
@@ -38,9 +44,69 @@ async def test_one_that_is_silent_is_not_counted(server: RedisServer, redis: Red
 
 async def test_signs_of_life_go_on_while_redis_is_away(server: RedisServer, redis: RedisProcess) -> None:
     one = Replicas(server, ONE)
-    telling = asyncio.get_running_loop().create_task(one.run())
+    telling = asyncio.get_running_loop().create_task(one.run(nothing))
     await asyncio.sleep(0.2)
     with redis.paused():
         await asyncio.sleep(0.2)
         assert one.count() == 1
     telling.cancel()
+
+
+async def forgets(redis: RedisProcess, how: str) -> None:
+    if how == "flushed":
+        with redis.client() as client:
+            client.flushall()
+    else:
+        redis.kill()
+        redis.start()
+
+
+@pytest.mark.parametrize("how", ["flushed", "restarted"])
+async def test_redis_that_forgot_is_told_again(server: RedisServer, redis: RedisProcess, how: str) -> None:
+    one, told = Replicas(server, ONE), list[str]()
+
+    async def tell_again() -> None:
+        told.append("again")
+
+    for _ in range(2):
+        await one.look(tell_again)
+    assert told == [], "a Redis that is new has forgotten nothing"
+    await forgets(redis, how)
+    async with asyncio.timeout(10):
+        while not server.is_up or not told:
+            with contextlib.suppress(SharedStateUnavailable):
+                await one.look(tell_again)
+    await one.look(tell_again)
+    assert told == ["again"]
+
+
+async def test_what_could_not_be_told_again_is_told_the_next_time(server: RedisServer, redis: RedisProcess) -> None:
+    one, told = Replicas(server, ONE), list[str]()
+
+    async def tell_again() -> None:
+        told.append("again")
+        if len(told) == 1:
+            raise SharedStateUnavailable
+
+    await one.look(tell_again)
+    await forgets(redis, "flushed")
+    with pytest.raises(SharedStateUnavailable):
+        await one.look(tell_again)
+    for _ in range(2):
+        await one.look(tell_again)
+    assert told == ["again"] * 2
+
+
+async def test_gateway_that_came_after_the_loss_hides_it_from_nobody(server: RedisServer, redis: RedisProcess) -> None:
+    one, told = Replicas(server, ONE), list[str]()
+
+    async def tell_again() -> None:
+        told.append("again")
+
+    await one.look(tell_again)
+    await forgets(redis, "flushed")
+    newcomer = RedisServer(redis.url)
+    await Replicas(newcomer, OTHER).look(nothing)
+    await newcomer.close()
+    await one.look(tell_again)
+    assert told == ["again"]
