@@ -197,11 +197,12 @@ class RedisLocks:
                     lease.on_lost()
 
     async def _ask_to_renew(self, client: Redis, held: list[tuple[Lease, str]]) -> list[int]:
-        pipeline = client.pipeline(transaction=False)
-        for lease, token in held:
-            names = [key_of("lease", lease.thread), key_of("last", lease.thread)]
-            await self._renew(keys=names, args=[token, int(self._lease_time * 1000), str(lease.fence)], client=pipeline)
-        answers: list[int] = await pipeline.execute()
+        async with client.pipeline(transaction=False) as pipeline:
+            for lease, token in held:
+                names = [key_of("lease", lease.thread), key_of("last", lease.thread)]
+                args: list[str | int] = [token, int(self._lease_time * 1000), str(lease.fence)]
+                await self._renew(keys=names, args=args, client=pipeline)
+            answers: list[int] = await pipeline.execute()
         return answers
 
     async def _give_back(self, lease: Lease, token: str) -> None:

@@ -1,6 +1,7 @@
 """One turn per thread among gateways: each ``RedisLocks`` here is one of them."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -223,6 +224,17 @@ async def test_no_redis_no_new_turn_and_those_under_way_go_on(gateways: Gateways
         assert not await one._local.is_taken("another")
         await asyncio.sleep(1.5 * LEASE)
     assert not lost
+    one.release(lease)
+
+
+async def test_lease_that_cannot_be_renewed_leaves_no_pipeline_behind(gateways: Gateways, redis: RedisProcess) -> None:
+    one, told = gateways("a"), list[str]()
+    lease = await one.acquire("t")
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    with redis.paused():
+        await asyncio.sleep(1.5 * LEASE)
+    gc.collect()
+    assert told == []
     one.release(lease)
 
 
