@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import structlog
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
@@ -38,11 +40,32 @@ def key_of(kind: str, name: str) -> str:
 _log: Final = structlog.get_logger("gateway.shared_state")
 
 
+class _Connections(ConnectionPool):
+    """The library's connections; ``made_at`` tells when one was made for a task, infinity while it is being made.
+
+    That takes several answers of Redis, and says nothing of how long each takes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.made_at: dict[asyncio.Task[Any] | None, float] = {}
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Make a connection, or see that it is still one."""
+        if connection.is_connected:
+            await super().ensure_connection(connection)
+            return
+        task = asyncio.current_task()
+        self.made_at[task] = math.inf
+        await super().ensure_connection(connection)
+        self.made_at[task] = asyncio.get_running_loop().time()
+
+
 class RedisServer:
     """One Redis: everything that is asked of it goes through ``run``."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.pool: ConnectionPool = ConnectionPool.from_url(
+        self.pool = _Connections.from_url(
             url,
             max_connections=2 * AT_ONCE,  # one that was given up may take a moment to close
             socket_timeout=PATIENCE * ANSWER,
@@ -93,7 +116,10 @@ class RedisServer:
         await self.pool.disconnect()
 
     async def _in_time(self, ask: Callable[[Redis], Awaitable[T]]) -> T:
-        """Return the answer; raises ``TimeoutError`` where Redis, not this process, lets it wait."""
+        """Return the answer; raises ``TimeoutError`` where Redis, not this process, lets it wait.
+
+        What a connection takes to be made is not counted.
+        """
 
         async def question() -> T:
             return await ask(self._client)
@@ -101,14 +127,15 @@ class RedisServer:
         asking, now = asyncio.get_running_loop().create_task(question()), asyncio.get_running_loop().time
         try:
             for _ in range(PATIENCE):
-                due = now() + ANSWER
+                begun = now()
                 await asyncio.wait((asking,), timeout=ANSWER)
                 if asking.done():
                     return asking.result()
-                if now() < due + LATE:
+                if now() < begun + ANSWER + LATE and self.pool.made_at.get(asking, 0.0) < begun:
                     break
             raise TimeoutError
         finally:
+            self.pool.made_at.pop(asking, None)
             if not asking.done():
                 self._give_up(asking)
 

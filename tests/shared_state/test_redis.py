@@ -9,6 +9,7 @@ import structlog.testing
 from gateway.errors import SharedStateUnavailable
 from gateway.shared_state.redis import ANSWER, PAUSE, RedisServer
 from tests.shared_state.redis_process import RedisProcess
+from tests.shared_state.slow_redis import slow_redis
 
 pytestmark = pytest.mark.services
 
@@ -117,3 +118,18 @@ async def test_crowd_on_a_loop_that_is_busy(server: RedisServer) -> None:
     await server.ping()
     await asyncio.gather(hogs(), *(server.ping() for _ in range(200)))
     assert server.is_up
+
+
+async def test_every_answer_takes_a_while(redis: RedisProcess) -> None:
+    """Connections are made meanwhile, which takes several answers."""
+    async with slow_redis(redis, 0.1) as url:
+        server = RedisServer(url)
+        await asyncio.gather(*(server.ping() for _ in range(100)))
+        assert server.is_up
+        await server.close()
+
+
+async def test_connection_that_is_never_made(redis: RedisProcess, server: RedisServer) -> None:
+    with redis.paused():
+        assert await refused(server) < BOUND
+    await back(server)

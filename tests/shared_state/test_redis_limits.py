@@ -10,6 +10,7 @@ from gateway.metrics import Metrics
 from gateway.shared_state.redis import RedisServer
 from gateway.shared_state.redis_limits import RedisLimits
 from tests.shared_state.redis_process import RedisProcess
+from tests.shared_state.slow_redis import slow_redis
 
 pytestmark = pytest.mark.services
 
@@ -41,6 +42,29 @@ async def test_what_one_refuses_has_not_used_up_the_other(server: RedisServer) -
         assert 0 < refused.wait <= 60
     (window,) = await gateway.take([(HUNDRED, "address")])
     assert window.remaining == 98
+
+
+async def test_redis_some_milliseconds_away_counts_for_all(redis: RedisProcess) -> None:
+    metrics = Metrics()
+    async with slow_redis(redis, 0.07) as url:
+        server = RedisServer(url)
+        gateway, shares = RedisLimits(server, metrics, lambda: 1), [(HUNDRED, "ann"), (HUNDRED, "address")]
+        taken = await asyncio.gather(*(gateway.take(shares) for _ in range(12)))
+        await server.close()
+    assert all(window.is_granted for windows in taken for window in windows)
+    assert b"letta_gateway_rate_limit_fallbacks_total 0.0" in metrics.expose()
+
+
+async def test_place_is_free_again_when_its_time_is_over(server: RedisServer) -> None:
+    gateway, two = RedisLimits(server, Metrics(), lambda: 1), limits.parse("2/second")
+    for remaining in (1, 0):
+        (window,) = await gateway.take([(two, "ann")])
+        assert (window.is_granted, window.remaining) == (True, remaining)
+    (refused,) = await gateway.take([(two, "ann")])
+    assert (refused.is_granted, refused.remaining) == (False, 0)
+    await asyncio.sleep(refused.wait)
+    (window,) = await gateway.take([(two, "ann")])
+    assert window.is_granted
 
 
 async def test_each_keeps_its_share_while_redis_is_away(server: RedisServer, redis: RedisProcess) -> None:
