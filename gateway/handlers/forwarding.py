@@ -130,6 +130,9 @@ class Forwarder:
         except aiohttp.ClientConnectorError:
             await self._places.forget(error.name, error.place)
             return None
+        except aiohttp.ConnectionTimeoutError:  # its queue is full, or its machine is gone: nothing was sent
+            _log.warning("other gateway takes no connection", address=place.address)
+            raise error from None
         except (aiohttp.ClientError, TimeoutError) as failure:
             _log.warning("forwarded request not answered", reason=type(failure).__name__)
             raise OutcomeUnknown from None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -160,6 +161,21 @@ async def test_gateway_that_has_the_turn_says_nothing(redis: RedisProcess) -> No
         hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
         answer = await other.chat("Hi", headers=CHAT)
     assert (answer.status, answer.code, answer.header("x-should-retry")) == (409, "outcome_unknown", "false")
+    assert other.backend.turns == []
+
+
+async def test_gateway_that_has_the_turn_takes_no_connection(redis: RedisProcess) -> None:
+    """As its queue is full: nothing was sent, and the turn may still be there."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)  # noqa: FBT003 - the socket API's own signature
+            waiting.connect_ex(full.getsockname())
+        async with two_gateways(redis) as (_, other):
+            hold(redis, place_of(f"http://127.0.0.1:{full.getsockname()[1]}", "full"))
+            answer = await other.chat("Hi", headers=CHAT)
+    assert (answer.status, answer.code, answer.header("x-should-retry")) == (503, "held_elsewhere", "true")
+    assert answer.header("retry-after") == "1"
     assert other.backend.turns == []
 
 
