@@ -143,6 +143,11 @@ class AppServerBackend:
         """Tell what an App Server can do: its agents' memory is files, and no blocks to be laid over it."""
         return Capabilities(overlays=False, providers=False, parks=True)
 
+    @property
+    def parked(self) -> int:
+        """Return how many turns wait for results of the client's tools."""
+        return len(self.threads.parked)
+
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation of an agent's and return its id."""
         return await self.threads.new_conversation(agent_id)

@@ -161,6 +161,11 @@ class AgentBackend(Protocol):
         """Tell what this kind of server can do."""
         ...
 
+    @property
+    def parked(self) -> int:
+        """Return how many turns wait in this process for results of the client's tools: they end with it."""
+        ...
+
     async def agents(self) -> list[Agent]:
         """Return every agent."""
         ...

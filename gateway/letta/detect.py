@@ -128,6 +128,11 @@ class DetectedBackend:
         """Tell what the server can do: nothing, before it is known which it is."""
         return Capabilities(overlays=False, providers=False) if self._found is None else self._found.capabilities
 
+    @property
+    def parked(self) -> int:
+        """Return how many turns wait in this process for results of the client's tools."""
+        return 0 if self._found is None else self._found.parked
+
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation of an agent's and return its id."""
         return await (await self._backend()).new_conversation(agent_id)

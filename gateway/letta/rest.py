@@ -176,6 +176,11 @@ class RestBackend:
         """Tell what V1 and Cloud can do."""
         return Capabilities(overlays=True, providers=True)
 
+    @property
+    def parked(self) -> int:
+        """Return none: on these servers turns wait there, whichever process goes on with them."""
+        return 0
+
     async def new_conversation(self, agent_id: str) -> str:
         """Make a conversation of an agent's and return its id."""
         return (await self._ask(self._create_conversation(agent_id), decode_conversation)).id

@@ -227,6 +227,7 @@ class ScriptedBackend:
     ``conversations`` are those that were made, by id, with their agents, ``deleted`` those that were deleted, and
     ``overlays`` what agents are shown just now. ``specs`` are what agents were made of, ``memories`` what they have in
     mind, both by their ids, ``gone`` the agents that were deleted, and ``gone_providers`` the providers, by name.
+    ``parked`` is how many turns wait for a client's tools, as far as anybody asks.
     ``spendings`` are what turns took that nobody heard, by their marks, and ``reconciled`` those that were asked for.
     """
 
@@ -241,6 +242,7 @@ class ScriptedBackend:
         self.pings = 0
         self.closed = False
         self.capabilities = Capabilities(overlays=True, providers=False)
+        self.parked = 0
         self.conversations: dict[str, str] = {}
         self.deleted: list[str] = []
         self.cleanings = 0

@@ -1,8 +1,9 @@
 """The graceful end, in steps that lose nobody's request.
 
 ``/ready`` says so at once and answers ask for their connections to be closed, while who still comes is served. After a
-few seconds, or when nobody comes any more, newcomers are turned away. Requests under way finish, and those on
-connections that are open; what is left when the grace is over is ended in-band.
+few seconds, or when nobody comes any more, newcomers are turned away: but not while turns wait here for results of the
+client's tools, which come as requests. Requests under way finish, and those on connections that are open; what is left
+when the grace is over is ended in-band.
 """
 
 import asyncio
@@ -16,9 +17,12 @@ import structlog
 from aiohttp import web
 
 from gateway import keys
+from gateway.letta.backend import AgentBackend
 
 ACCEPTING: Final = 5.0
 """Seconds for which newcomers are served: balancers ask for readiness every one to two seconds."""
+LOOK: Final = 0.1
+"""Seconds between two looks for turns that wait for results."""
 QUIET: Final = 0.25
 """Seconds without a request after which nobody is held to come any more."""
 CROSSING: Final = 1.5
@@ -76,19 +80,26 @@ class DrainSwitch:
 async def drain(app: web.Application, door: Door, grace: float) -> None:
     """Let requests and turns go on for ``grace`` seconds, then end them."""
     log = structlog.get_logger("gateway.server")
-    turns, requests, forwarder = app[keys.TURNS], app[keys.DRAIN], app[keys.FORWARDER]
+    turns, requests, forwarder, letta = app[keys.TURNS], app[keys.DRAIN], app[keys.FORWARDER], app[keys.BACKEND]
+    begun = asyncio.get_running_loop().time()
     begin(app)
-    log.info("draining", open_turns=turns.held, requests=requests.requests, grace=grace)
+    log.info("draining", open_turns=turns.held, parked=letta.parked, requests=requests.requests, grace=grace)
+    ending = min(ACCEPTING, grace / 2)
     try:
         async with asyncio.timeout(grace):
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(ACCEPTING, grace / 2)):
+                async with asyncio.timeout(ending):
                     await _quiet(app, QUIET)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(begun + grace - ending):
+                    await _nothing_parked(letta)
             if not requests.is_quiet(CROSSING if door.connections else QUIET):
                 await door.shut()
                 await _quiet(app, CROSSING)
     except TimeoutError:
         log.warning("time is up", open_turns=turns.held, requests=requests.requests)
+    if letta.parked:
+        log.warning("turns that wait for results are ended", parked=letta.parked)
     if forwarder is not None:
         forwarder.end()
     await turns.end()
@@ -99,6 +110,11 @@ async def _quiet(app: web.Application, seconds: float) -> None:
     while turns.held or not requests.is_quiet(seconds):
         await requests.quiet(seconds)
         await turns.idle()
+
+
+async def _nothing_parked(letta: AgentBackend) -> None:
+    while letta.parked:  # noqa: ASYNC110 - they come and go where nobody tells, and this is seldom
+        await asyncio.sleep(LOOK)
 
 
 def begin(app: web.Application) -> None:

@@ -190,6 +190,7 @@ async def test_two_calls_and_their_results(
     assert await said_by(first) == CALLED
     assert first.ended
     assert [*backend.threads.parked] == [first._runtime]
+    assert backend.parked == 1
     second = new_turn(
         conversation_id=conversation, returns=(ToolResult("c1", "no net", succeeded=False), ToolResult("c2", "12:00"))
     )

@@ -86,6 +86,11 @@ def test_each_kind_has_the_whole_protocol(protocol: type, kind: type) -> None:
         assert isinstance(inspect.getattr_static(kind, "ended"), property)
 
 
+async def test_nothing_waits_at_first() -> None:
+    async with both() as backends:
+        assert [backend.parked for backend in backends] == [0, 0]
+
+
 async def test_turn_that_was_never_opened_costs_nothing() -> None:
     async with both() as backends:
         for backend in backends:

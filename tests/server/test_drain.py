@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 
 import pytest
+import structlog.testing
 from aiohttp import web
 
 from gateway import keys
@@ -34,6 +35,29 @@ async def test_open_turn_is_let_go_on() -> None:
         await draining
     assert head.status == 200
     assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_turn_that_waits_for_results_is_waited_for_and_they_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "ACCEPTING", 0.2)
+    async with serving() as gateway:
+        gateway.backend.parked = 1
+        draining = asyncio.get_running_loop().create_task(drain.drain(gateway.app, gateway.listener, 30.0))
+        await asyncio.sleep(1.0)
+        assert not draining.done()
+        assert (await gateway.chat()).status == 200, "results come as requests, on connections that are new"
+        gateway.backend.parked = 0
+        await asyncio.wait_for(draining, 4.0)
+
+
+async def test_turn_that_waits_for_results_longer_than_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as gateway:
+        gateway.backend.parked = 1
+        with structlog.testing.capture_logs() as lines:
+            await asyncio.wait_for(drain.drain(gateway.app, gateway.listener, 0.5), 2.0)
+    assert [(line["event"], line.get("parked")) for line in lines if "parked" in line] == [
+        ("draining", 1),
+        ("turns that wait for results are ended", 1),
+    ]
 
 
 async def test_request_whose_turn_has_not_begun_is_waited_for() -> None:
