@@ -113,7 +113,9 @@ class Metrics:
         self.embedded_restarts = Counter(
             "letta_gateway_embedded_restarts", "Deaths of the local Letta.", registry=registry
         )
-        self.rejected_heads = Counter("letta_gateway_rejected_heads", "Requests that were not HTTP.", registry=registry)
+        self.rejected_heads = Counter(
+            "letta_gateway_rejected_heads", "Requests that were not HTTP, or no whole one in time.", registry=registry
+        )
         self.loop_lag = Histogram(
             "letta_gateway_event_loop_lag_seconds", "How late timers fire.", buckets=_LAG, registry=registry
         )

@@ -5,6 +5,8 @@ broken header would be echoed and stored. Here such a head gets one fixed answer
 
 What comes in is read a few pieces per round of the event loop, whoever sends it: see ``turnstile``.
 
+A head that has begun has to be whole within some seconds: aiohttp would wait as long as for the next request.
+
 Connections are bounded, as each one costs a file descriptor: at the bound the one that has been idle longest makes
 room, half a request's head counting as idle; where none is idle, the new one is told so and closed.
 
@@ -19,13 +21,14 @@ import asyncio
 import socket
 import struct
 import sys
+from http import HTTPStatus
 from typing import Any, Final, cast
 
 import structlog
 from aiohttp import web
 
 from gateway import keys
-from gateway.errors import GatewayError, InternalError, InvalidRequest, Overloaded
+from gateway.errors import GatewayError, InternalError, InvalidRequest, Overloaded, RequestTimeout
 from gateway.metrics import Metrics
 from gateway.server.descriptors import connections_that_fit
 from gateway.server.turnstile import Turnstile
@@ -35,6 +38,8 @@ BACKLOG: Final = 4_096
 SEND_BUFFER: Final = 65_536
 """The kernel's share per client: without it a client that stops reading costs 2.8 MB (measured), with it 191 KiB."""
 KEEPALIVE: Final = 75.0
+HEAD: Final = 10.0
+"""Seconds for a request's head to be whole, from its first byte on: what nginx is told too."""
 LINGER: Final = 2.0
 STALLED: Final = 60.0
 """Seconds that a client may leave what it was sent untaken: aiohttp waits for ever, and so would its connection."""
@@ -96,13 +101,14 @@ class Crowd:
 class GuardedProtocol(web.RequestHandler):
     """aiohttp's server protocol, with errors that echo nothing, in a crowd that is bounded."""
 
-    __slots__ = ("_crowd", "_unread", "_wire")
+    __slots__ = ("_crowd", "_late", "_unread", "_wire")
 
     def __init__(self, manager: web.Server, crowd: Crowd, **options: Any) -> None:
         super().__init__(manager, **options)
         self._crowd = crowd
         self._wire: asyncio.Transport | None = None
         self._unread: list[bytes] = []
+        self._late: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
@@ -123,7 +129,7 @@ class GuardedProtocol(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Read what came, or let it wait until there is a place in a round."""
         if not self._unread and self._crowd.turnstile.enters():
-            super().data_received(data)
+            self._hear(data)
             return
         self._unread.append(data)
         if len(self._unread) == 1:
@@ -136,12 +142,35 @@ class GuardedProtocol(web.RequestHandler):
         self._unread.clear()
         if self._wire is None or self._wire.is_closing():
             return
-        super().data_received(data)
+        self._hear(data)
         if not (self._reading_paused or self._buffer_paused):  # which is aiohttp's to lift
             self._wire.resume_reading()
 
+    def _hear(self, data: bytes) -> None:
+        """Read what came, and give a head that is not whole by then its time."""
+        heads = self._request_count
+        super().data_received(data)
+        if self._request_count != heads:
+            self._stop_clock()
+        elif self._late is None and (self.idle or not heads) and data.strip(b"\r\n"):
+            self._late = asyncio.get_running_loop().call_later(HEAD, self._end_late)
+
+    def _stop_clock(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _end_late(self) -> None:
+        """Tell whoever lets a head wait that its time is over, and close."""
+        self._late = None
+        if self._wire is not None and not self._wire.is_closing():
+            self._crowd.metrics.rejected_heads.inc()
+            self._wire.write(_LATE)
+            self.force_close()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Make room."""
+        self._stop_clock()
         self._crowd.leave(self)
         super().connection_lost(exc)
 
@@ -186,9 +215,8 @@ class GuardedProtocol(web.RequestHandler):
         return response
 
 
-def _full() -> bytes:
-    """Write the whole answer to a connection for which there is no room."""
-    error: GatewayError = Overloaded()
+def _whole(error: GatewayError) -> bytes:
+    """Write a whole answer to a connection that is not heard any further."""
     headers = {
         **error.headers(),
         "Content-Type": "application/json",
@@ -196,11 +224,15 @@ def _full() -> bytes:
         "X-Content-Type-Options": "nosniff",
         "Connection": "close",
     }
-    lines = [f"HTTP/1.1 {error.status} Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     return "\r\n".join((*lines, "", "")).encode() + error.body()
 
 
-_FULL: Final = _full()
+_FULL: Final = _whole(Overloaded())
+_LATE: Final = _whole(RequestTimeout("The request's head did not arrive in time. Send it again, in one piece."))
 
 
 class Listener:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from gateway import keys
 from gateway.letta.scripted import Hang, Script, ScriptedBackend
+from gateway.server import listener
 from gateway.server.app import build_app
 from gateway.server.listener import RETIRING, SEND_BUFFER, Crowd, Listener, bind, turn_away
 from gateway.storage.engine import Database
@@ -70,6 +71,58 @@ async def test_malformed_request_tells_nothing_it_held(sent: bytes) -> None:
     for said in (str(answer.headers), answer.body.decode(), logs.text, exposed):
         assert CANARY not in said.lower()
     assert "letta_gateway_rejected_heads_total 1.0" in exposed
+
+
+async def test_half_a_head_is_ended_though_bytes_drip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD", 0.5)
+    async with serving() as gateway, gateway.connect() as connection:
+        await connection.send(b"GET /health")
+        begun = asyncio.get_running_loop().time()
+        answering = asyncio.get_running_loop().create_task(connection.answer())
+        while not answering.done():
+            with contextlib.suppress(ConnectionError):
+                await connection.send(b"x")
+            await asyncio.sleep(0.1)
+        answer = await answering
+        assert 0.4 < asyncio.get_running_loop().time() - begun < 3
+        assert (answer.status, answer.code, answer.header("connection")) == (408, "request_timeout", "close")
+        assert await connection.closed()
+        assert "letta_gateway_rejected_heads_total 1.0" in gateway.exposed()
+
+
+async def test_half_a_head_after_a_request_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD", 0.3)
+    async with serving() as gateway, gateway.connect() as connection:
+        await connection.send(request("GET", "/health"))
+        assert (await connection.answer()).status == 200
+        await asyncio.sleep(0.5)
+        await connection.send(b"GET /health HT")
+        assert (await connection.answer()).status == 408
+
+
+async def test_head_that_comes_in_pieces_is_answered_and_its_connection_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD", 0.5)
+    whole = request("GET", "/health")
+    async with serving() as gateway, gateway.connect() as connection:
+        await connection.send(b"\r\n")
+        await asyncio.sleep(0.7)
+        for _ in range(2):
+            for piece in (whole[:5], whole[5:20], whole[20:]):
+                await connection.send(piece)
+                await asyncio.sleep(0.1)
+            assert (await connection.answer()).status == 200
+            await asyncio.sleep(0.7)
+
+
+async def test_body_that_takes_longer_than_a_head_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD", 0.3)
+    whole = chat_request()
+    async with serving() as gateway, gateway.connect() as connection:
+        await connection.send(whole[:-5])
+        for byte in whole[-5:]:
+            await asyncio.sleep(0.15)
+            await connection.send(bytes([byte]))
+        assert (await connection.answer()).status == 200
 
 
 async def test_expectation_of_http() -> None:
