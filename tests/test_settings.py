@@ -36,7 +36,8 @@ LITELLM = {
 }
 POSTGRES = {"LETTA_GATEWAY_DATABASE_URL": "postgresql://me@db/gateway"}
 REDIS = {"LETTA_GATEWAY_REDIS_URL": "redis://cache:6379/1"}
-NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES, "shared_port": {**POSTGRES, **REDIS}}
+NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES}
+NEEDS |= dict.fromkeys(("shared_port", "advertise"), {**POSTGRES, **REDIS})
 """What must be set beside a setting's other value."""
 
 # Of every setting: a value other than its default, as the environment writes it.
@@ -575,6 +576,14 @@ def test_port_is_shared_by_those_that_share_everything(there: dict[str, str]) ->
 
 def test_address_that_is_no_url() -> None:
     assert "LETTA_GATEWAY_ADVERTISE is wrong" in wrong({"LETTA_GATEWAY_ADVERTISE": "10.0.0.7:8080"})
+
+
+@pytest.mark.parametrize("there", [{}, POSTGRES])
+def test_gateway_that_tells_others_where_it_is_and_shares_nothing(there: dict[str, str]) -> None:
+    """As where a Secret was not filled in: it would serve on a file of its own."""
+    line = wrong({"LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080", **there})
+    assert line.startswith("LETTA_GATEWAY_ADVERTISE ")
+    assert "set LETTA_GATEWAY_REDIS_URL" in line
 
 
 # Accounts ------------------------------------------------------------------------------------------------------------

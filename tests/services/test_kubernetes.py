@@ -15,7 +15,7 @@ from gateway.__main__ import main
 from gateway.conversations.identity import CHAT_HEADERS
 from gateway.metrics import Metrics
 from gateway.server.routes import OPERATIONS, PAGE, ROUTES, Route
-from gateway.settings import Settings, load, table
+from gateway.settings import SettingError, Settings, load, table
 from tests.live.processes import free_port
 from tests.server.subprocesses import gateway_process
 from tests.server.wire import ask
@@ -221,12 +221,20 @@ async def test_gateway_with_this_environment_answers_the_probes(name: str, tmp_p
         "LETTA_GATEWAY_HOME": str(tmp_path),
         "LETTA_GATEWAY_DATABASE_URL": "",
         "LETTA_GATEWAY_REDIS_URL": "",
+        "LETTA_GATEWAY_ADVERTISE": "",
     }
     probes = {kind: container(name)[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert {probe["port"] for probe in probes.values()} == {"metrics"}
     async with gateway_process("http://127.0.0.1:9", env=chosen):
         for kind, status in (("startup", 200), ("liveness", 200), ("readiness", 503)):
             assert (await ask(metrics, "GET", probes[kind]["path"])).status == status, f"{kind}: Letta does not answer"
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_replicas_whose_secret_was_not_filled_in_do_not_start(name: str, nowhere: None) -> None:
+    stores = dict.fromkeys(("LETTA_GATEWAY_DATABASE_URL", "LETTA_GATEWAY_REDIS_URL"), "")
+    with pytest.raises(SettingError, match="set LETTA_GATEWAY_REDIS_URL"):
+        load({**environment(name), **stores})
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
