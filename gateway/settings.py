@@ -582,6 +582,12 @@ def _check_replicas(settings: Settings) -> None:
             raise SettingError(
                 "LETTA_GATEWAY_ADVERTISE is needed: tell at which URL the other gateways reach this one."
             )
+        is_told = settings.advertise or settings.shared_port or _is_here(settings.redis_url)
+        if is_loopback(settings.host) and not is_told:
+            raise SettingError(
+                "LETTA_GATEWAY_ADVERTISE is needed, as LETTA_GATEWAY_HOST is this machine alone and the Redis is on "
+                "another one: tell at which URL the other gateways reach this one."
+            )
     if settings.advertise:
         _check_web_url("LETTA_GATEWAY_ADVERTISE", settings.advertise)
         if not settings.redis_url:
@@ -594,6 +600,11 @@ def _check_replicas(settings: Settings) -> None:
             "LETTA_GATEWAY_SHARED_PORT is for gateways that share everything: set LETTA_GATEWAY_DATABASE_URL "
             "(PostgreSQL) and LETTA_GATEWAY_REDIS_URL too."
         )
+
+
+def _is_here(redis_url: str) -> bool:
+    """Tell that a Redis is on this machine, and so are the gateways that share it, as far as anybody can tell."""
+    return redis_url.startswith("unix://") or is_loopback(urlsplit(redis_url).hostname or "localhost")
 
 
 def _check_notations(settings: Settings) -> None:

@@ -35,9 +35,9 @@ LITELLM = {
     "LETTA_GATEWAY_USER_MODEL": "openai/gpt-4o",
 }
 POSTGRES = {"LETTA_GATEWAY_DATABASE_URL": "postgresql://me@db/gateway"}
-REDIS = {"LETTA_GATEWAY_REDIS_URL": "redis://cache:6379/1"}
+REDIS = {"LETTA_GATEWAY_REDIS_URL": "redis://localhost:6379/1"}
 NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES}
-NEEDS |= dict.fromkeys(("shared_port", "advertise"), {**POSTGRES, **REDIS})
+NEEDS |= {field: {**POSTGRES, **REDIS} for field in ("shared_port", "advertise")}
 """What must be set beside a setting's other value."""
 
 # Of every setting: a value other than its default, as the environment writes it.
@@ -60,7 +60,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "metrics_port": ("9091", 9091),
     "home": ("/var/lib/letta-gateway", "/var/lib/letta-gateway"),
     "database_url": ("postgresql://me@db/gateway", "postgresql://me@db/gateway"),
-    "redis_url": ("redis://cache:6379/1", "redis://cache:6379/1"),
+    "redis_url": ("redis://localhost:6379/1", "redis://localhost:6379/1"),
     "advertise": ("http://10.0.0.7:8080", "http://10.0.0.7:8080"),
     "secret_key": (SECRET, SECRET),
     "api_keys": ("key-1, key-2,", ("key-1", "key-2")),
@@ -558,6 +558,22 @@ def test_gateway_that_others_could_not_reach(where: dict[str, str]) -> None:
     environ = {**POSTGRES, "REDIS_URL": "redis://cache", "LETTA_GATEWAY_API_KEYS": "k", **where}
     assert "LETTA_GATEWAY_ADVERTISE is needed" in wrong(environ)
     assert load({**LETTA, **environ, "LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080"}).advertise
+
+
+def test_gateway_of_this_machine_alone_and_a_redis_elsewhere() -> None:
+    """On two machines both would be at one address, and each take the other for what it was before."""
+    environ = {**POSTGRES, "REDIS_URL": "rediss://:secret@cache:6379/0"}
+    line = wrong(environ)
+    assert "LETTA_GATEWAY_ADVERTISE is needed, as LETTA_GATEWAY_HOST is this machine alone" in line
+    assert "secret" not in line
+    for told in (
+        {"LETTA_GATEWAY_ADVERTISE": "http://127.0.0.1:8081"},
+        {"LETTA_GATEWAY_SHARED_PORT": "8080", "LETTA_GATEWAY_PORT": "8081"},
+        {"LETTA_GATEWAY_HOST": "10.0.0.7", "LETTA_GATEWAY_API_KEYS": "k"},
+    ):
+        assert load({**LETTA, **environ, **told}).redis_url
+    for here in ("redis://127.0.0.1:6379/0", "redis://[::1]/0", "redis://localhost", "unix:///run/redis.sock"):
+        assert load({**LETTA, **POSTGRES, "REDIS_URL": here}).redis_url == here
 
 
 @pytest.mark.parametrize("url", ["http://cache:6379", "cache:6379", "postgresql://cache"])

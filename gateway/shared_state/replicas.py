@@ -9,6 +9,7 @@ import structlog
 from redis.asyncio import Redis
 
 from gateway.errors import SharedStateUnavailable
+from gateway.shared_state.places import Place
 from gateway.shared_state.redis import PREFIX, RedisServer
 from gateway.shared_state.redis_memory import LOOK, MEMORY
 
@@ -23,7 +24,7 @@ _BEAT: Final = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
-return redis.call('ZCARD', KEYS[1])
+return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 """
 
 _log: Final = structlog.get_logger("gateway.shared_state")
@@ -37,15 +38,33 @@ class Replicas:
         self._here = here
         self._beat = server.script(_BEAT)
         self._look = server.script(LOOK)
-        self._count = 1
+        self._signs: dict[str, float] = {here: 0.0}
+        self._twins: set[str] = set()
 
     def count(self) -> int:
         """Return how many there were when Redis was last asked, this one included."""
-        return self._count
+        return len(self._signs)
 
     async def beat(self) -> None:
         """Say that this one is there, and count all; raises ``SharedStateUnavailable``."""
-        self._count = int(await self._server.run(lambda _: self._beat(keys=[_KEY], args=[self._here, int(SILENT)])))
+        args: list[str | int] = [self._here, int(SILENT)]
+        said: list[bytes] = await self._server.run(lambda _: self._beat(keys=[_KEY], args=args))
+        signs = {said[at].decode(): float(said[at + 1]) for at in range(0, len(said), 2)}
+        self._look_for_twins(signs)
+        self._signs = signs
+
+    def _look_for_twins(self, signs: dict[str, float]) -> None:
+        """Tell of another process that is alive at this one's address: one that was here before gives no new signs."""
+        address = Place(self._here).address
+        for place, sign in signs.items():
+            is_new = place not in self._twins and sign > self._signs.get(place, sign)
+            if is_new and place != self._here and Place(place).address == address:
+                self._twins.add(place)
+                _log.error(
+                    "another gateway says that it is at this one's address: requests go astray until "
+                    "LETTA_GATEWAY_ADVERTISE of each is a URL at which the others reach it",
+                    address=address,
+                )
 
     async def is_there(self, place: str) -> bool:
         """Tell whether a gateway gave a sign of life lately; raises ``SharedStateUnavailable``."""

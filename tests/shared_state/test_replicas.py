@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 
 import pytest
+import structlog.testing
 
 from gateway.errors import SharedStateUnavailable
 from gateway.shared_state.places import place_of
@@ -50,6 +51,29 @@ async def test_signs_of_life_go_on_while_redis_is_away(server: RedisServer, redi
         await asyncio.sleep(0.2)
         assert one.count() == 1
     telling.cancel()
+
+
+async def test_two_at_one_address_are_told_of_once(server: RedisServer) -> None:
+    twin = place_of("http://10.0.0.1:8080", "twin")
+    one, other = Replicas(server, ONE), Replicas(server, twin)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(4):
+            await other.beat()
+            await one.beat()
+            await asyncio.sleep(1.1)  # Redis' clock is asked for its seconds
+    assert [(line["log_level"], line["address"]) for line in lines] == [("error", "http://10.0.0.1:8080")] * 2
+    assert all("LETTA_GATEWAY_ADVERTISE" in line["event"] for line in lines)
+
+
+async def test_gateway_that_was_here_before_is_no_twin(server: RedisServer) -> None:
+    before, elsewhere, now = (Replicas(server, place) for place in (place_of("http://10.0.0.1:8080", "b"), OTHER, ONE))
+    await before.beat()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            await elsewhere.beat()
+            await now.beat()
+            await asyncio.sleep(1.1)
+    assert lines == []
 
 
 async def forgets(redis: RedisProcess, how: str) -> None:
