@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+import structlog
 from sqlalchemy import bindparam, delete, select
 
 from gateway.storage.engine import Database
@@ -19,6 +20,7 @@ BEAT: Final = 10.0
 SILENT: Final = 90.0
 """Seconds without one after which a gateway is taken for dead: a database may be away for a while."""
 
+_log: Final = structlog.get_logger("gateway.accounts")
 _BURY: Final = delete(instances).where(instances.c.id == bindparam("silent"), instances.c.seen_at == bindparam("sign"))
 
 
@@ -28,7 +30,10 @@ class _Seen(NamedTuple):
 
 
 class Instances:
-    """The gateways of one database, seen by one of them, whose name is ``id``: a new one for each process."""
+    """The gateways of one database, seen by one of them, whose name is ``id``: a new one for each process.
+
+    One that ``should_be_alone``, as it shares nothing but the database, tells the operator of others.
+    """
 
     def __init__(
         self,
@@ -36,8 +41,12 @@ class Instances:
         instance: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        *,
+        should_be_alone: bool = False,
     ) -> None:
         self.id = instance
+        self._should_be_alone = should_be_alone and database.is_shared
+        self._told_of: set[str] = set()
         self._database = database
         self._clock = clock
         self._now = now
@@ -47,6 +56,22 @@ class Instances:
         """Give a sign of life; raises ``StorageUnavailable``."""
         async with self._database.write() as connection:
             await connection.execute(upsert(connection.dialect, instances), [{"id": self.id, "seen_at": self._now()}])
+        if self._should_be_alone:
+            before = self._seen
+            await self._look()
+            self._tell_of_others(before)
+
+    def _tell_of_others(self, before: dict[str, _Seen]) -> None:
+        """Tell once of each other gateway that gave a sign since the look before: dead ones have left theirs."""
+        for name, seen in self._seen.items():
+            is_alive = bool(before) and (name not in before or before[name].sign != seen.sign)
+            if is_alive and name != self.id and name not in self._told_of:
+                self._told_of.add(name)
+                _log.error(
+                    "another gateway uses this database, and they share no Redis: turns of one chat may overlap until "
+                    "LETTA_GATEWAY_REDIS_URL of each is the same, or the others are stopped",
+                    other=name,
+                )
 
     async def leave(self) -> None:
         """Say that this gateway is no more; raises ``StorageUnavailable``."""

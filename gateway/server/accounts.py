@@ -57,7 +57,7 @@ class Accounts:
         self.user_keys = UserKeys(database, secrets)
         self.identity, self._purge = _identity(settings, database, secrets)
         self.billing = _billing(settings, self.profiles, secrets)
-        self.instances = Instances(database, str(uuid.uuid4()))
+        self.instances = Instances(database, str(uuid.uuid4()), should_be_alone=not settings.redis_url)
         self.history = History(database, self.instances)
         self.ledger = Ledger(
             database, self.billing, backend, tasks, self.instances, default_budget=default_budget(settings)

@@ -1,4 +1,5 @@
 import pytest
+import structlog.testing
 from sqlalchemy import select
 
 from gateway.accounts.instances import SILENT, Instances
@@ -12,10 +13,10 @@ from tests.storage.databases import opened
 class Gateway:
     """A gateway with clocks of its own: ``ticks`` only go on, ``clock`` may be set to anything."""
 
-    def __init__(self, database: Database, name: str, at: float = 1_000.0) -> None:
+    def __init__(self, database: Database, name: str, at: float = 1_000.0, **options: bool) -> None:
         self.ticks = Clock(0.0)
         self.clock = Clock(at)
-        self.instances = Instances(database, name, clock=self.ticks, now=self.clock)
+        self.instances = Instances(database, name, clock=self.ticks, now=self.clock, **options)
 
     async def wait(self, seconds: float) -> None:
         self.ticks.at += seconds
@@ -99,3 +100,40 @@ async def test_gateway_that_is_silent_is_buried_and_may_come_back(postgres_addre
         await two.wait(SILENT)
         await two.instances.beat()
         assert await one.instances.gone(["two"]) == set()
+
+
+async def beats(*gateways: Gateway, times: int = 3) -> list[str]:
+    """Have all give signs of life in turn; return of whom errors told."""
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(times):
+            for gateway in gateways:
+                await gateway.wait(10)
+                await gateway.instances.beat()
+    assert all(line["log_level"] == "error" and "LETTA_GATEWAY_REDIS_URL" in line["event"] for line in lines)
+    return [line["other"] for line in lines]
+
+
+@pytest.mark.live
+async def test_gateway_that_should_be_alone_and_is_not(postgres_address: PostgresServer) -> None:
+    async with opened(postgres_address) as database:
+        one, two = (Gateway(database, name, should_be_alone=True) for name in ("one", "two"))
+        assert sorted(await beats(one, two)) == ["one", "two"], "each tells of the other, once"
+        assert sorted(await beats(one, two, Gateway(database, "three"))) == ["three", "three"]
+
+
+@pytest.mark.live
+async def test_gateway_that_was_killed_before_is_nobody(postgres_address: PostgresServer) -> None:
+    async with opened(postgres_address) as database:
+        await Gateway(database, "killed").instances.beat()
+        assert await beats(Gateway(database, "one", should_be_alone=True)) == []
+
+
+@pytest.mark.live
+async def test_gateways_that_share_a_redis_too_are_no_news(postgres_address: PostgresServer) -> None:
+    async with opened(postgres_address) as database:
+        assert await beats(Gateway(database, "one"), Gateway(database, "two")) == []
+
+
+async def test_gateway_with_a_file_of_its_own_is_alone(sqlite_file: SqliteFile) -> None:
+    async with opened(sqlite_file) as database:
+        assert await beats(*(Gateway(database, name, should_be_alone=True) for name in ("one", "two"))) == []
