@@ -21,7 +21,7 @@ from tests.live.gateways import sdk
 from tests.live.letta_server import Agent
 from tests.live.model_thread import demo_model_in_thread
 from tests.live.postgres import Postgres
-from tests.live.test_chats import ask, said, text_of, user
+from tests.live.test_chats import TOOLS, ask, message_of, result, said, text_of, user
 from tests.services.nginx import Nginx, nginx
 from tests.services.replicas import API_KEY, Company, company
 from tests.services.replicas_chats import Chat, Record, Refused, folded
@@ -183,6 +183,42 @@ async def test_chat_goes_on_whose_gateway_was_killed(three: Company, agent: Agen
         await three.replicas[0].start()
     sys.stdout.write(f"\nfailover {seconds:.1f} s\n")
     assert seconds < FAILOVER
+
+
+async def bring(client: openai.AsyncOpenAI, agent: Agent, chat: str, asked: Any) -> str:
+    """Bring a tool's result, and return what the agent says to it."""
+    (call,) = asked["tool_calls"]
+    messages = (user("call get_weather now"), asked, result(call["id"], "18 degrees"))
+    return text_of(await ask(client, agent, *messages, tools=TOOLS, extra_headers={"X-Letta-Chat-Key": chat}))
+
+
+async def calls(client: openai.AsyncOpenAI, agent: Agent, chat: str) -> Any:
+    """Have the agent call a tool; return its message."""
+    headers = {"X-Letta-Chat-Key": chat}
+    return message_of(await ask(client, agent, user("call get_weather now"), tools=TOOLS, extra_headers=headers))
+
+
+async def test_results_come_to_a_turn_that_waits_though_redis_was_flushed(
+    three: Company, agent: Agent, redis: RedisProcess
+) -> None:
+    async with clients(three) as (one, other, _):
+        asked = await calls(one, agent, "flushed")
+        with redis.client() as client:
+            client.flushall()
+        assert await bring(other, agent, "flushed", asked) == "Tool said: 18 degrees"
+
+
+async def test_results_come_to_a_turn_that_waits_in_a_gateway_that_goes(three: Company, agent: Agent) -> None:
+    async with clients(three) as (one, other, _):
+        asked = await calls(one, agent, "going")
+        going = three.replicas[0]
+        draining = asyncio.get_running_loop().create_task(going.drain())
+        await going.gateway.says('"draining"')
+        await asyncio.sleep(2.0)
+        assert not draining.done()
+        assert await bring(other, agent, "going", asked) == "Tool said: 18 degrees"
+        assert await draining == 0
+        await going.start()
 
 
 class Faults(msgspec.Struct):
