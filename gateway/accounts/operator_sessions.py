@@ -64,7 +64,7 @@ class OperatorSessions:
         """Tell whether there is an operator key at all: without one nobody comes in."""
         return bool(self._operator_key)
 
-    def begin(self, given: str, address: str) -> tuple[OperatorSession, str]:
+    async def begin(self, given: str, address: str) -> tuple[OperatorSession, str]:
         """Return a new session and its cookie for who knows the key.
 
         Raises ``Forbidden`` where there is no key, ``AuthenticationFailed`` for another one, ``TooManyAttempts``.
@@ -74,7 +74,7 @@ class OperatorSessions:
             raise Forbidden(
                 "The page is closed: set LETTA_GATEWAY_OPERATOR_KEY, start the gateway again, then sign in with it."
             )
-        with self._guard.attempt(f"operator from {client_block(address)}", address) as attempt:
+        async with self._guard.attempt(f"operator from {client_block(address)}", address) as attempt:
             if not hmac.compare_digest(self._operator_key, given.encode("utf-8", "surrogatepass")):
                 attempt.failed()
                 _log.warning("operator key refused", client=address)

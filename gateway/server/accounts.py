@@ -14,6 +14,7 @@ from gateway.accounts.billing.litellm import LitellmBilling, LitellmConfig
 from gateway.accounts.billing.local import LocalBilling, Price
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.blocking import Blocking
+from gateway.accounts.brute_force import LoginGuard
 from gateway.accounts.credentials import UserCredentials
 from gateway.accounts.deletion import Deletion
 from gateway.accounts.export import Export
@@ -33,6 +34,7 @@ from gateway.accounts.user_keys import UserKeys
 from gateway.letta.backend import AgentBackend
 from gateway.live_settings.current import LiveSettings
 from gateway.settings import SettingError, Settings, budget_of, is_loopback
+from gateway.shared_state.tally import Tally
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 
@@ -48,16 +50,26 @@ _log: Final = structlog.get_logger("gateway.accounts")
 class Accounts:
     """The parts that know users, and what they do beside requests."""
 
-    def __init__(self, live: LiveSettings, database: Database, backend: AgentBackend, tasks: TaskSet) -> None:
+    def __init__(
+        self,
+        live: LiveSettings,
+        database: Database,
+        backend: AgentBackend,
+        tasks: TaskSet,
+        *,
+        instance: str | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         settings = live.configured
         secrets = account_secrets(settings, is_shared=database.is_shared)
-        self.forwarding_key = secrets.forwarding_key
-        self.operator_sessions = OperatorSessions(database, secrets.operator_key, settings.operator_key)
+        self.operator_sessions = OperatorSessions(
+            database, secrets.operator_key, settings.operator_key, guard=LoginGuard(tally=tally, whose="operator")
+        )
         self.profiles = Profiles(database)
         self.user_keys = UserKeys(database, secrets)
-        self.identity, self._purge = _identity(settings, database, secrets)
+        self.identity, self._purge = _identity(settings, database, secrets, LoginGuard(tally=tally))
         self.billing = _billing(settings, self.profiles, secrets)
-        self.instances = Instances(database, str(uuid.uuid4()), should_be_alone=not settings.redis_url)
+        self.instances = Instances(database, instance or str(uuid.uuid4()), should_be_alone=not settings.redis_url)
         self.history = History(database, self.instances)
         self.ledger = Ledger(
             database, self.billing, backend, tasks, self.instances, default_budget=default_budget(settings)
@@ -174,7 +186,9 @@ def default_budget(settings: Settings) -> Budget | None:
     return Budget(budget.micros, budget.period)
 
 
-def _identity(settings: Settings, database: Database, secrets: Secrets) -> tuple[IdentityProvider, Purge]:
+def _identity(
+    settings: Settings, database: Database, secrets: Secrets, guard: LoginGuard
+) -> tuple[IdentityProvider, Purge]:
     if settings.identity == "supabase":
         config = SupabaseConfig(
             settings.supabase_url,
@@ -184,7 +198,7 @@ def _identity(settings: Settings, database: Database, secrets: Secrets) -> tuple
             jwt_issuer=settings.supabase_jwt_issuer,
         )
         return SupabaseIdentity(config), _no_purge
-    local = LocalIdentity(database, secrets)
+    local = LocalIdentity(database, secrets, guard=guard)
     return local, local.purge
 
 

@@ -1,5 +1,6 @@
 """The composition root: the parts of a gateway, put together; tests pass their own."""
 
+import uuid
 from collections.abc import Mapping
 
 import msgspec
@@ -23,7 +24,7 @@ from gateway.live_settings.current import LiveSettings
 from gateway.live_settings.stored import StoredSettings
 from gateway.metrics import Metrics
 from gateway.server import cors, logs
-from gateway.server.accounts import Accounts
+from gateway.server.accounts import Accounts, account_secrets
 from gateway.server.client_address import TrustedNetworks
 from gateway.server.drain import DrainSwitch
 from gateway.server.edge import first_middleware, operator_rule, response_headers
@@ -69,8 +70,9 @@ def build_app(
     metrics, tasks = metrics or Metrics(), TaskSet()
     live = LiveSettings(settings, origins)
     letta = backend or build_backend(settings, metrics, tasks, server_tools=LiveServerTools(live))
-    accounts = Accounts(live, database, letta, tasks)
-    shared = shared_state(live, metrics, tasks, instance=accounts.instances.id, forwarding_key=accounts.forwarding_key)
+    instance, secrets = str(uuid.uuid4()), account_secrets(settings, is_shared=database.is_shared)
+    shared = shared_state(live, metrics, tasks, instance=instance, forwarding_key=secrets.forwarding_key)
+    accounts = Accounts(live, database, letta, tasks, instance=instance, tally=shared.tally)
     trusted = TrustedNetworks(settings.trusted_networks)
     errors = RecentErrors()
     app = web.Application(middlewares=[first_middleware(trusted, shared.forwarder, errors), *chain])

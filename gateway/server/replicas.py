@@ -14,6 +14,7 @@ from gateway.shared_state.redis import RedisServer
 from gateway.shared_state.redis_limits import RedisLimits
 from gateway.shared_state.redis_locks import RedisLocks
 from gateway.shared_state.redis_places import RedisPlaces
+from gateway.shared_state.redis_tally import RedisTally
 from gateway.shared_state.replicas import Replicas
 from gateway.tasks import TaskSet
 
@@ -70,6 +71,7 @@ def replicated(
         locks=locks,
         limits=RedisLimits(server, metrics, replicas.count),
         places=places,
+        tally=RedisTally(server),
         company=RedisCompany(server, replicas, locks, places, forwarder),
         forwarder=forwarder,
     )

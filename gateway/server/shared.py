@@ -12,6 +12,7 @@ from gateway.shared_state.limits import RequestLimits, memory_limits
 from gateway.shared_state.locks import ThreadLocks
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import Alone, Places
+from gateway.shared_state.tally import Tally
 from gateway.tasks import TaskSet
 
 
@@ -41,6 +42,8 @@ class SharedState(msgspec.Struct, frozen=True):
     locks: ThreadLocks
     limits: RequestLimits
     places: Places
+    tally: Tally | None = None
+    """Where failed logins are counted; None: each part counts for itself, in memory."""
     company: Company | None = None
     forwarder: Forwarder | None = None
 

@@ -37,7 +37,8 @@ async def sign_in(request: web.Request) -> web.Response:
     if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden("This did not come from the operator's page. Open /ui, and sign in there.")
     asked = decoded(_SIGN_INS, await request[keys.BODY].read())
-    session, cookie = request.app[keys.OPERATOR_SESSIONS].begin(asked.key, request[keys.NOTES].client or "")
+    sessions = request.app[keys.OPERATOR_SESSIONS]
+    session, cookie = await sessions.begin(asked.key, request[keys.NOTES].client or "")
     response = _answer(session)
     response.set_cookie(
         COOKIE, cookie, max_age=int(LIFETIME), path=PATH, httponly=True, samesite="Strict", secure=_is_by_tls(request)

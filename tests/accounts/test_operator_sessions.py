@@ -19,8 +19,8 @@ def sessions(
     return OperatorSessions(database or LateDatabase(), secret, key, now=lambda: now)
 
 
-def test_session_is_known_by_all_that_share_secret_and_key() -> None:
-    session, cookie = sessions().begin(KEY, HERE)
+async def test_session_is_known_by_all_that_share_secret_and_key() -> None:
+    session, cookie = await sessions().begin(KEY, HERE)
     assert sessions().find(cookie) == session
     assert session.expires_at == 1_000.0 + LIFETIME
     assert sessions(secret=b"t" * 32).find(cookie) is None
@@ -29,9 +29,9 @@ def test_session_is_known_by_all_that_share_secret_and_key() -> None:
     assert KEY not in cookie
 
 
-def test_sessions_are_told_apart() -> None:
+async def test_sessions_are_told_apart() -> None:
     known = sessions()
-    (one, _), (other, _) = known.begin(KEY, HERE), known.begin(KEY, HERE)
+    (one, _), (other, _) = await known.begin(KEY, HERE), await known.begin(KEY, HERE)
     assert len({one.id, other.id, one.csrf_token, other.csrf_token}) == 4
     assert known.is_token_of(one, one.csrf_token)
     for given in ("", other.csrf_token, one.id, one.csrf_token.upper(), "\udcff"):
@@ -43,41 +43,41 @@ def test_cookie_that_is_none_of_ours(cookie: str | None) -> None:
     assert sessions().find(cookie) is None
 
 
-def test_cookie_with_a_later_end_is_forged() -> None:
-    _, cookie = sessions().begin(KEY, HERE)
+async def test_cookie_with_a_later_end_is_forged() -> None:
+    _, cookie = await sessions().begin(KEY, HERE)
     session_id, expires_at, signature = cookie.split(".")
     assert sessions().find(f"{session_id}.{int(expires_at) + 1}.{signature}") is None
     assert sessions(now=float(expires_at) - 1).find(cookie) is not None
     assert sessions(now=float(expires_at)).find(cookie) is None
 
 
-def test_csrf_token_is_no_signature_of_a_cookie() -> None:
-    session, cookie = sessions().begin(KEY, HERE)
+async def test_csrf_token_is_no_signature_of_a_cookie() -> None:
+    session, cookie = await sessions().begin(KEY, HERE)
     forged = ".".join([*cookie.split(".")[:2], session.csrf_token])
     assert sessions().find(forged) is None
 
 
-def test_guesses_are_slowed_down_by_address() -> None:
+async def test_guesses_are_slowed_down_by_address() -> None:
     known = sessions()
     for _ in range(5):
         with pytest.raises(AuthenticationFailed):
-            known.begin("guess", HERE)
+            await known.begin("guess", HERE)
     with pytest.raises((AuthenticationFailed, TooManyAttempts)):
-        known.begin("guess", HERE)
+        await known.begin("guess", HERE)
     with pytest.raises(TooManyAttempts):
-        known.begin(KEY, HERE)
-    assert known.begin(KEY, "198.51.100.9")
+        await known.begin(KEY, HERE)
+    assert await known.begin(KEY, "198.51.100.9")
 
 
-def test_without_a_key_nobody_comes_in() -> None:
+async def test_without_a_key_nobody_comes_in() -> None:
     with pytest.raises(Forbidden):
-        sessions(key="").begin("", HERE)
+        await sessions(key="").begin("", HERE)
 
 
 async def test_ended_session_is_over_everywhere_and_after_a_restart(address: Address) -> None:
     async with opened(address) as database:
         here, elsewhere = sessions(database), sessions(database)
-        session, cookie = here.begin(KEY, HERE)
+        session, cookie = await here.begin(KEY, HERE)
         await here.end(session)
         assert here.find(cookie) is None
         assert elsewhere.find(cookie) == session
@@ -89,7 +89,7 @@ async def test_ended_session_is_over_everywhere_and_after_a_restart(address: Add
 async def test_session_has_ended_here_though_it_cannot_be_written_down() -> None:
     database = LateDatabase()
     known = sessions(database)
-    session, cookie = known.begin(KEY, HERE)
+    session, cookie = await known.begin(KEY, HERE)
     await database.close()
     with pytest.raises(StorageUnavailable):
         await known.end(session)

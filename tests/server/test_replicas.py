@@ -1,5 +1,6 @@
 """What several gateways share, put together; ``tests/handlers/test_forwarding.py`` asks it."""
 
+import msgspec
 import pytest
 
 from gateway.metrics import Metrics
@@ -8,7 +9,8 @@ from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.redis import RedisServer
 from gateway.shared_state.replicas import Replicas
 from gateway.tasks import TaskSet
-from tests.server.running import settings
+from tests.server.running import JSON, settings
+from tests.server.two_gateways import two_gateways
 from tests.shared_state.redis_process import RedisProcess
 
 pytestmark = pytest.mark.services
@@ -41,3 +43,14 @@ async def test_gateway_tells_where_it_is_until_it_goes(
     await shared.company.close()
     assert not await others.is_there(place)
     await server.close()
+
+
+async def test_failed_logins_are_counted_for_all_together(redis: RedisProcess) -> None:
+    body = msgspec.json.encode({"email": "ann@example.com", "password": "a guess of somebody"})
+    async with two_gateways(redis) as (one, other):
+        answers = [
+            await gateway.ask("POST", "/api/v1/auth/login", JSON, body)
+            for gateway in (one, other, one, other, one, other)
+        ]
+    assert [answer.status for answer in answers] == [401] * 5 + [429]
+    assert answers[-1].code == "too_many_attempts"

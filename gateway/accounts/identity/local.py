@@ -55,28 +55,27 @@ class LocalIdentity:
         check_strength(password, email)
         async with self._hashes.place():
             if address is not None:
-                self._guard.registration(address)
-            with self._guard.attempt(email, address) as attempt:
+                await self._guard.registration(address)
+            async with self._guard.attempt(email, address) as attempt:
                 begun = await self._registered(email, password, attempt)
         return self._given(begun)
 
     async def login(self, email: str, password: str, address: str) -> Tokens:
         """Begin a session."""
-        async with self._hashes.place():
-            with self._guard.attempt(email, address) as attempt:
-                stored = await self._by_email(email)
-                verdict = await self._verdict(stored, password)
-                if stored is None or not verdict.is_right:
-                    attempt.failed()
-                    raise InvalidCredentials
-                begun = await self._begin(stored, verdict)
-                attempt.succeeded()
+        async with self._hashes.place(), self._guard.attempt(email, address) as attempt:
+            stored = await self._by_email(email)
+            verdict = await self._verdict(stored, password)
+            if stored is None or not verdict.is_right:
+                attempt.failed()
+                raise InvalidCredentials
+            begun = await self._begin(stored, verdict)
+            attempt.succeeded()
         return self._given(begun)
 
     async def refresh(self, refresh_token: str, address: str) -> Tokens:
         """Change a refresh token for a new pair."""
         begun = await self._sessions.refresh(refresh_token)
-        self._guard.knows(begun.email, address)
+        await self._guard.knows(begun.email, address)
         return self._given(begun)
 
     async def logout(self, token: str, verified: Verified, *, everywhere: bool) -> None:
@@ -181,7 +180,7 @@ class LocalIdentity:
     async def _check_password(self, stored: Stored, password: str, verified: Verified) -> None:
         """Refuse a wrong password of who has a session already."""
         # Who holds a stolen access token is counted apart from where the user logs in.
-        with self._guard.attempt(stored.email, f"session {verified.session_id}") as attempt:
+        async with self._guard.attempt(stored.email, f"session {verified.session_id}") as attempt:
             if not (await self._verdict(stored, password)).is_right:
                 attempt.failed()
                 raise InvalidCredentials("The current password is wrong. Check it, then try again.")

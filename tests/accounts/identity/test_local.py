@@ -7,7 +7,7 @@ import pytest
 from argon2.exceptions import InvalidHashError
 from sqlalchemy import func, select, update
 
-from gateway.accounts.brute_force import GuardConfig, LoginGuard, Pace
+from gateway.accounts.brute_force import GuardConfig, LoginGuard
 from gateway.accounts.errors import (
     AccountBlocked,
     AccountExists,
@@ -23,6 +23,7 @@ from gateway.accounts.identity.protocol import IdentityProvider, Tokens
 from gateway.accounts.passwords import PasswordPolicy
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.errors import StorageUnavailable
+from gateway.shared_state.tally import Pace
 from gateway.storage.address import Address
 from gateway.storage.engine import Database
 from gateway.storage.tables import passwords, user_profiles
