@@ -90,7 +90,7 @@ class Metrics:
         )
         self.rate_limit_fallbacks = Counter(
             "letta_gateway_rate_limit_fallbacks",
-            "Requests held to a share of the limit, without Redis.",
+            "Requests held to a share of the limit, and logins counted here alone, without Redis.",
             registry=registry,
         )
         self.forwarded = Counter(

@@ -71,7 +71,7 @@ def replicated(
         locks=locks,
         limits=RedisLimits(server, metrics, replicas.count),
         places=places,
-        tally=RedisTally(server),
+        tally=RedisTally(server, metrics),
         company=RedisCompany(server, replicas, locks, places, forwarder),
         forwarder=forwarder,
     )

@@ -8,6 +8,7 @@ from typing import Final
 from redis.commands.core import AsyncScript
 
 from gateway.errors import SharedStateUnavailable
+from gateway.metrics import Metrics
 from gateway.shared_state.redis import RedisServer, key_of
 from gateway.shared_state.tally import Key, MemoryTally, Share, Ticket
 
@@ -81,8 +82,9 @@ return false
 class RedisTally:
     """The tally of one gateway among several."""
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, server: RedisServer, metrics: Metrics) -> None:
         self._server = server
+        self._metrics = metrics
         self._own = MemoryTally(ENTRIES)
         self._begin = server.script(_BEGIN)
         self._end = server.script(_END)
@@ -95,6 +97,7 @@ class RedisTally:
         try:
             wait = float(await self._server.run(lambda _: self._begin(keys=names, args=args)))
         except SharedStateUnavailable:
+            self._metrics.rate_limit_fallbacks.inc()
             return await self._own.begin(shares)
         kept = [math.ceil(pace.forget + pace.longest_delay) for pace in paces]
         return RedisTicket(self._server, self._end, wait, names, kept)

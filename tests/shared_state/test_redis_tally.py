@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.metrics import Metrics
 from gateway.shared_state.redis import RedisServer
 from gateway.shared_state.redis_tally import LOST, RedisTally
 from gateway.shared_state.tally import Pace, Share
@@ -24,7 +25,7 @@ async def gateways(redis: RedisProcess) -> AsyncIterator[list[RedisTally]]:
         servers = [RedisServer(redis.url) for _ in range(2)]
         for server in servers:
             stack.push_async_callback(server.close)
-        yield [RedisTally(server) for server in servers]
+        yield [RedisTally(server, Metrics()) for server in servers]
 
 
 async def fails(gateway: RedisTally, *shares: Share) -> float:
@@ -111,5 +112,6 @@ async def test_each_counts_for_itself_while_redis_is_away(gateways: list[RedisTa
         assert [await fails(one, ACCOUNT) for _ in range(3)] == [0, 0, 0]
         assert await fails(one, ACCOUNT) > 0
         assert await one.is_known(PAIR.key)
+        assert b"letta_gateway_rate_limit_fallbacks_total 4.0" in one._metrics.expose()
         await ticket.end(is_failure=True)
         assert time.monotonic() - asked < 2
