@@ -577,11 +577,6 @@ def _check_replicas(settings: Settings) -> None:
             raise SettingError(
                 "LETTA_GATEWAY_REDIS_URL is for gateways that share a database: set LETTA_GATEWAY_DATABASE_URL too."
             )
-        is_everywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 - it is told from others
-        if not settings.advertise and (is_everywhere or not settings.port):
-            raise SettingError(
-                "LETTA_GATEWAY_ADVERTISE is needed: tell at which URL the other gateways reach this one."
-            )
     if settings.advertise:
         _check_web_url("LETTA_GATEWAY_ADVERTISE", settings.advertise)
     if settings.shared_port and not (settings.database_url and settings.redis_url):
@@ -589,6 +584,16 @@ def _check_replicas(settings: Settings) -> None:
             "LETTA_GATEWAY_SHARED_PORT is for gateways that share everything: set LETTA_GATEWAY_DATABASE_URL "
             "(PostgreSQL) and LETTA_GATEWAY_REDIS_URL too."
         )
+
+
+def check_reachable(settings: Settings) -> None:
+    """Refuse a gateway that those it shares Redis with could not reach; raises ``SettingError``.
+
+    Of who serves alone: nobody reaches a migration, or a command on users.
+    """
+    is_everywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 - it is told from others
+    if settings.redis_url and not settings.advertise and (is_everywhere or not settings.port):
+        raise SettingError("LETTA_GATEWAY_ADVERTISE is needed: tell at which URL the other gateways reach this one.")
 
 
 def _check_notations(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from gateway.settings import (
     SettingError,
     Settings,
     budget_of,
+    check_reachable,
     is_loopback,
     key_owner,
     load,
@@ -554,9 +555,10 @@ def test_redis_without_a_database_that_is_shared() -> None:
 
 @pytest.mark.parametrize("where", [{"LETTA_GATEWAY_PORT": "0"}, {"LETTA_GATEWAY_HOST": "0.0.0.0"}])  # noqa: S104
 def test_gateway_that_others_could_not_reach(where: dict[str, str]) -> None:
-    environ = {**POSTGRES, "REDIS_URL": "redis://cache", "LETTA_GATEWAY_API_KEYS": "k", **where}
-    assert "LETTA_GATEWAY_ADVERTISE is needed" in wrong(environ)
-    assert load({**LETTA, **environ, "LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080"}).advertise
+    environ = {**LETTA, **POSTGRES, "REDIS_URL": "redis://cache", "LETTA_GATEWAY_API_KEYS": "k", **where}
+    with pytest.raises(SettingError, match="LETTA_GATEWAY_ADVERTISE is needed"):
+        check_reachable(load(environ))
+    check_reachable(load({**environ, "LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080"}))
 
 
 @pytest.mark.parametrize("url", ["http://cache:6379", "cache:6379", "postgresql://cache"])

@@ -27,7 +27,7 @@ from gateway.server.app import build_app, build_operations_app
 from gateway.server.listener import RETIRING, Listener
 from gateway.server.local_letta import local_config
 from gateway.server.notify import ServiceManager
-from gateway.settings import Origin, Settings
+from gateway.settings import Origin, Settings, check_reachable
 from gateway.storage.address import Address, PostgresServer, address_of
 from gateway.storage.engine import Database
 from gateway.storage.failures import StorageFailed
@@ -69,6 +69,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], origins: M
         stack.callback(manager.close)
         local, address = None, _address(settings)
         # What is wrong with the settings is said before anything is started.
+        check_reachable(settings)
         account_secrets(settings, is_shared=isinstance(address, PostgresServer))
         if not settings.letta_base_url:
             build_chain(settings)
