@@ -32,9 +32,12 @@ class ServiceManager:
         self._beating: asyncio.TimerHandle | None = None
 
     def ready(self, status: str) -> None:
-        """Say that the listeners accept, and begin to beat; called in the event loop that is to be watched."""
+        """Say that the listeners accept, and begin to beat; called in the event loop that is to be watched.
+
+        Said again, it changes the status alone.
+        """
         self._tell(f"READY=1\nSTATUS={status}")
-        if self._period is not None:
+        if self._period is not None and self._beating is None:
             self._beat(self._period)
 
     def stopping(self, seconds: float, status: str) -> None:
