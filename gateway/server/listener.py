@@ -40,6 +40,8 @@ STALLED: Final = 60.0
 """Seconds that a client may leave what it was sent untaken: aiohttp waits for ever, and so would its connection."""
 RETIRING: Final = 0.5
 """Seconds for handshakes that have begun to end: less than the second after which clients knock again."""
+PARTING: Final = 0.05
+"""Seconds between two looks at who has not left yet."""
 
 _OPTIONS: Final[dict[str, Any]] = {
     "access_log": None,  # the chain has its own
@@ -82,6 +84,14 @@ class Crowd:
         if connection in self._connections:
             del self._connections[connection]
             self._connections[connection] = None
+
+    async def part(self, seconds: float) -> None:
+        """Wait until all that are here now have left, but no longer than so many seconds."""
+        here = set(self._connections)
+        for _ in range(round(seconds / PARTING)):
+            if not here & self._connections.keys():
+                return
+            await asyncio.sleep(PARTING)
 
     def abort(self) -> None:
         """Close every connection at once."""
@@ -264,7 +274,7 @@ class Listener:
             await runner.cleanup()
             raise
         before, self._runner = self._runner, runner
-        await asyncio.sleep(RETIRING)  # who is connected already is heard by the one that took the connection
+        await self._crowd.part(LINGER)  # who is connected already is answered by the one that took the connection
         await before.cleanup()
         await self._share()
 

@@ -322,9 +322,15 @@ async def test_another_application_takes_over_at_the_same_ports() -> None:
             own, statuses = listener.port, []
             with pytest.raises(OSError, match="Connect call failed"):
                 await ask(port, "GET", "/health")
-            taking = TaskSet().spawn(listener.hand_over(app), "take over")
-            while not taking.done():
-                statuses.append((await ask(own, "GET", "/health")).status)
+            async with connect(own) as early:
+                await early.send(request("GET", "/health"))
+                assert (await early.answer()).status == 503
+                taking = TaskSet().spawn(listener.hand_over(app), "take over")
+                for _ in range(20):
+                    statuses.append((await ask(own, "GET", "/health")).status)
+                    await asyncio.sleep(0.05)
+                await early.send(request("GET", "/health"))
+                assert (await early.answer()).status == 503, "by the one that took its connection"
             await taking
             assert set(statuses) <= {200, 503}
             assert (ended, listener.port) == ([first], own)
