@@ -579,6 +579,11 @@ def _check_replicas(settings: Settings) -> None:
             )
     if settings.advertise:
         _check_web_url("LETTA_GATEWAY_ADVERTISE", settings.advertise)
+        if not settings.redis_url:
+            raise SettingError(
+                "LETTA_GATEWAY_ADVERTISE is for gateways that share everything: set LETTA_GATEWAY_DATABASE_URL "
+                "(PostgreSQL) and LETTA_GATEWAY_REDIS_URL too."
+            )
     if settings.shared_port and not (settings.database_url and settings.redis_url):
         raise SettingError(
             "LETTA_GATEWAY_SHARED_PORT is for gateways that share everything: set LETTA_GATEWAY_DATABASE_URL "

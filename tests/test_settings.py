@@ -37,7 +37,14 @@ LITELLM = {
 }
 POSTGRES = {"LETTA_GATEWAY_DATABASE_URL": "postgresql://me@db/gateway"}
 REDIS = {"LETTA_GATEWAY_REDIS_URL": "redis://cache:6379/1"}
-NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES, "shared_port": {**POSTGRES, **REDIS}}
+SHARED = {**POSTGRES, **REDIS}
+NEEDS = {
+    "identity": SUPABASE,
+    "billing": LITELLM,
+    "redis_url": POSTGRES,
+    "advertise": SHARED,
+    "shared_port": SHARED,
+}
 """What must be set beside a setting's other value."""
 
 # Of every setting: a value other than its default, as the environment writes it.
@@ -577,6 +584,13 @@ def test_port_is_shared_by_those_that_share_everything(there: dict[str, str]) ->
 
 def test_address_that_is_no_url() -> None:
     assert "LETTA_GATEWAY_ADVERTISE is wrong" in wrong({"LETTA_GATEWAY_ADVERTISE": "10.0.0.7:8080"})
+
+
+@pytest.mark.parametrize("there", [{}, POSTGRES])
+def test_address_for_others_with_whom_nothing_is_shared(there: dict[str, str]) -> None:
+    line = wrong({"LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080", **there})
+    assert line.startswith("LETTA_GATEWAY_ADVERTISE ")
+    assert "LETTA_GATEWAY_DATABASE_URL (PostgreSQL) and LETTA_GATEWAY_REDIS_URL" in line
 
 
 # Accounts ------------------------------------------------------------------------------------------------------------

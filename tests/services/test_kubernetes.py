@@ -16,7 +16,7 @@ from gateway.__main__ import main
 from gateway.conversations.identity import CHAT_HEADERS
 from gateway.metrics import Metrics
 from gateway.server.routes import OPERATIONS, PAGE, ROUTES, Route
-from gateway.settings import Settings, load, table
+from gateway.settings import SettingError, Settings, load, table
 from tests.live.postgres import Postgres
 from tests.live.processes import free_port
 from tests.server.subprocesses import gateway_process
@@ -215,6 +215,16 @@ def test_end_of_a_pod_leaves_time_for_the_grace(name: str, nowhere: None) -> Non
     assert given >= sleep + settings(name).grace + MARGIN
 
 
+@pytest.mark.parametrize("name", SCALED)
+def test_secret_without_the_stores_addresses_starts_no_gateway(name: str, nowhere: None) -> None:
+    """Each would have a database of its own, and users would come and go."""
+    forgotten = {"LETTA_GATEWAY_DATABASE_URL": "", "LETTA_GATEWAY_REDIS_URL": ""}
+    with pytest.raises(
+        SettingError, match=r"set LETTA_GATEWAY_DATABASE_URL \(PostgreSQL\) and LETTA_GATEWAY_REDIS_URL"
+    ):
+        load({**environment(name), **forgotten})
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 async def test_gateway_with_this_environment_answers_the_probes(name: str, tmp_path: Path) -> None:
     """On ports of its own, and with the one store that is there."""
@@ -227,6 +237,7 @@ async def test_gateway_with_this_environment_answers_the_probes(name: str, tmp_p
         "LETTA_GATEWAY_HOME": str(tmp_path),
         "LETTA_GATEWAY_DATABASE_URL": "",
         "LETTA_GATEWAY_REDIS_URL": "",
+        "LETTA_GATEWAY_ADVERTISE": "",
     }
     probes = {kind: container(name)[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert {probe["port"] for probe in probes.values()} == {"metrics"}
@@ -486,6 +497,8 @@ def test_where_a_gateway_may_go(name: str) -> None:
         return allows(policies, "egress", labels, to, port, protocol)
 
     assert may_go(Peer("kube-system"), 53, "UDP")
+    assert may_go(Peer(address="169.254.20.10"), 53, "UDP")
+    assert not may_go(Peer(address="169.254.169.254"), 53, "UDP")
     assert may_go(Peer("letta"), 8283)
     assert may_go(Peer("letta"), 4500)
     assert may_go(Peer(address="203.0.113.5"), 443)
