@@ -254,8 +254,12 @@ def test_compose_file_fits_the_specification() -> None:
 def test_compose_file_needs_what_the_example_names(tmp_path: Path) -> None:
     needed = dict(_INTERPOLATION.findall(COMPOSE.read_text("utf-8")))
     assert needed.keys() == example().keys() - {"COMPOSE_PROJECT_NAME"}
-    assert {name for name, sign in needed.items() if sign != "?"} == {"LETTA_API_KEY", "LETTA_GATEWAY_OPERATOR_KEY"}
-    composed({**filled(), "LETTA_API_KEY": "", "LETTA_GATEWAY_OPERATOR_KEY": ""}, tmp_path)
+    assert {name for name, sign in needed.items() if sign != "?"} == {
+        "LETTA_API_KEY",
+        "LETTA_GATEWAY_OPERATOR_KEY",
+        "OPERATORS",
+    }
+    composed({**filled(), "LETTA_API_KEY": "", "LETTA_GATEWAY_OPERATOR_KEY": "", "OPERATORS": ""}, tmp_path)
     with pytest.raises(AssertionError, match=r"see env\.example"):
         composed({**filled(), "SECRET_KEY": ""}, tmp_path)
 
@@ -364,7 +368,13 @@ def test_nginx_has_a_site_that_it_takes(services: dict[str, Any], tmp_path: Path
         "SITE": str(site),
         "SITE_CERTIFICATES": str(tmp_path),
     }
-    subprocess.run(["/bin/sh", script], env={"PATH": os.defpath, **given, **places}, check=True)
+    for operators in ("", "192.168.1.0/24 10.0.0.7"):
+        chosen = {**given, "OPERATORS": operators}
+        subprocess.run(["/bin/sh", script], env={"PATH": os.defpath, **chosen, **places}, check=True)
+        inside = re.findall(
+            r"^    (\S+) 1;$", site.read_text("utf-8").partition("geo $letta_gateway_is_front_end")[0], re.MULTILINE
+        )
+        assert inside == operators.split()
     servers = re.findall(r"^    server (\S+) max_fails", site.read_text("utf-8"), re.MULTILINE)
     assert servers == given["GATEWAYS"].split()
     assert site.read_text("utf-8").count(f"server_name {given['SERVER_NAME']};") == 2
