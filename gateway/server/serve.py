@@ -86,7 +86,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], origins: M
 
         async def wait() -> None:
             await doors.open_for_now(build_waiting_app(settings, metrics, tasks))
-            manager.ready("Waiting for the database")
+            manager.starting("Waiting for the database")
 
         database = await _opened(address, tasks, signals, wait)
         if database is None:
