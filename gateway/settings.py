@@ -577,17 +577,6 @@ def _check_replicas(settings: Settings) -> None:
             raise SettingError(
                 "LETTA_GATEWAY_REDIS_URL is for gateways that share a database: set LETTA_GATEWAY_DATABASE_URL too."
             )
-        is_everywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 - it is told from others
-        if not settings.advertise and (is_everywhere or not settings.port):
-            raise SettingError(
-                "LETTA_GATEWAY_ADVERTISE is needed: tell at which URL the other gateways reach this one."
-            )
-        is_told = settings.advertise or settings.shared_port or _is_here(settings.redis_url)
-        if is_loopback(settings.host) and not is_told:
-            raise SettingError(
-                "LETTA_GATEWAY_ADVERTISE is needed, as LETTA_GATEWAY_HOST is this machine alone and the Redis is on "
-                "another one: tell at which URL the other gateways reach this one."
-            )
     if settings.advertise:
         _check_web_url("LETTA_GATEWAY_ADVERTISE", settings.advertise)
         if not settings.redis_url:
@@ -599,6 +588,23 @@ def _check_replicas(settings: Settings) -> None:
         raise SettingError(
             "LETTA_GATEWAY_SHARED_PORT is for gateways that share everything: set LETTA_GATEWAY_DATABASE_URL "
             "(PostgreSQL) and LETTA_GATEWAY_REDIS_URL too."
+        )
+
+
+def check_reachable(settings: Settings) -> None:
+    """Refuse a gateway that those it shares Redis with could not reach; raises ``SettingError``.
+
+    Of who serves alone: nobody reaches a migration, or a command on users.
+    """
+    if not settings.redis_url or settings.advertise:
+        return
+    is_everywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 - it is told from others
+    if is_everywhere or not settings.port:
+        raise SettingError("LETTA_GATEWAY_ADVERTISE is needed: tell at which URL the other gateways reach this one.")
+    if is_loopback(settings.host) and not settings.shared_port and not _is_here(settings.redis_url):
+        raise SettingError(
+            "LETTA_GATEWAY_ADVERTISE is needed, as LETTA_GATEWAY_HOST is this machine alone and the Redis is on "
+            "another one: tell at which URL the other gateways reach this one."
         )
 
 

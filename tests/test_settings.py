@@ -15,6 +15,7 @@ from gateway.settings import (
     SettingError,
     Settings,
     budget_of,
+    check_reachable,
     is_loopback,
     key_owner,
     load,
@@ -35,9 +36,15 @@ LITELLM = {
     "LETTA_GATEWAY_USER_MODEL": "openai/gpt-4o",
 }
 POSTGRES = {"LETTA_GATEWAY_DATABASE_URL": "postgresql://me@db/gateway"}
-REDIS = {"LETTA_GATEWAY_REDIS_URL": "redis://localhost:6379/1"}
-NEEDS = {"identity": SUPABASE, "billing": LITELLM, "redis_url": POSTGRES}
-NEEDS |= {field: {**POSTGRES, **REDIS} for field in ("shared_port", "advertise")}
+REDIS = {"LETTA_GATEWAY_REDIS_URL": "redis://cache:6379/1"}
+SHARED = {**POSTGRES, **REDIS}
+NEEDS = {
+    "identity": SUPABASE,
+    "billing": LITELLM,
+    "redis_url": POSTGRES,
+    "advertise": SHARED,
+    "shared_port": SHARED,
+}
 """What must be set beside a setting's other value."""
 
 # Of every setting: a value other than its default, as the environment writes it.
@@ -555,25 +562,26 @@ def test_redis_without_a_database_that_is_shared() -> None:
 
 @pytest.mark.parametrize("where", [{"LETTA_GATEWAY_PORT": "0"}, {"LETTA_GATEWAY_HOST": "0.0.0.0"}])  # noqa: S104
 def test_gateway_that_others_could_not_reach(where: dict[str, str]) -> None:
-    environ = {**POSTGRES, "REDIS_URL": "redis://cache", "LETTA_GATEWAY_API_KEYS": "k", **where}
-    assert "LETTA_GATEWAY_ADVERTISE is needed" in wrong(environ)
-    assert load({**LETTA, **environ, "LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080"}).advertise
+    environ = {**LETTA, **POSTGRES, "REDIS_URL": "redis://cache", "LETTA_GATEWAY_API_KEYS": "k", **where}
+    with pytest.raises(SettingError, match="LETTA_GATEWAY_ADVERTISE is needed"):
+        check_reachable(load(environ))
+    check_reachable(load({**environ, "LETTA_GATEWAY_ADVERTISE": "http://10.0.0.7:8080"}))
 
 
 def test_gateway_of_this_machine_alone_and_a_redis_elsewhere() -> None:
     """On two machines both would be at one address, and each take the other for what it was before."""
-    environ = {**POSTGRES, "REDIS_URL": "rediss://:secret@cache:6379/0"}
-    line = wrong(environ)
-    assert "LETTA_GATEWAY_ADVERTISE is needed, as LETTA_GATEWAY_HOST is this machine alone" in line
-    assert "secret" not in line
+    environ = {**LETTA, **POSTGRES, "REDIS_URL": "rediss://:secret@cache:6379/0"}
+    with pytest.raises(SettingError, match="as LETTA_GATEWAY_HOST is this machine alone") as refused:
+        check_reachable(load(environ))
+    assert "secret" not in str(refused.value)
     for told in (
         {"LETTA_GATEWAY_ADVERTISE": "http://127.0.0.1:8081"},
         {"LETTA_GATEWAY_SHARED_PORT": "8080", "LETTA_GATEWAY_PORT": "8081"},
         {"LETTA_GATEWAY_HOST": "10.0.0.7", "LETTA_GATEWAY_API_KEYS": "k"},
     ):
-        assert load({**LETTA, **environ, **told}).redis_url
+        check_reachable(load({**environ, **told}))
     for here in ("redis://127.0.0.1:6379/0", "redis://[::1]/0", "redis://localhost", "unix:///run/redis.sock"):
-        assert load({**LETTA, **POSTGRES, "REDIS_URL": here}).redis_url == here
+        check_reachable(load({**LETTA, **POSTGRES, "REDIS_URL": here}))
 
 
 @pytest.mark.parametrize("url", ["http://cache:6379", "cache:6379", "postgresql://cache"])

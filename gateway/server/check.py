@@ -8,7 +8,7 @@ from gateway.letta.embedded import is_installed
 from gateway.metrics import Metrics
 from gateway.server.app import build_backend
 from gateway.server.local_letta import local_config
-from gateway.settings import SettingError, Settings
+from gateway.settings import SettingError, Settings, check_reachable
 from gateway.tasks import TaskSet
 from middleware.chain import build_chain
 
@@ -16,6 +16,7 @@ from middleware.chain import build_chain
 async def run_check(settings: Settings, say: Callable[[str], None]) -> bool:
     """Say what is found and return whether the gateway would serve."""
     try:
+        check_reachable(settings)
         chain = build_chain(settings)
     except SettingError as error:
         say(f"settings   FAILED  {error}")

@@ -45,6 +45,8 @@ STALLED: Final = 60.0
 """Seconds that a client may leave what it was sent untaken: aiohttp waits for ever, and so would its connection."""
 RETIRING: Final = 0.5
 """Seconds for handshakes that have begun to end: less than the second after which clients knock again."""
+PARTING: Final = 0.05
+"""Seconds between two looks at who has not left yet."""
 
 _OPTIONS: Final[dict[str, Any]] = {
     "access_log": None,  # the chain has its own
@@ -87,6 +89,14 @@ class Crowd:
         if connection in self._connections:
             del self._connections[connection]
             self._connections[connection] = None
+
+    async def part(self, seconds: float) -> None:
+        """Wait until all that are here now have left, but no longer than so many seconds."""
+        here = set(self._connections)
+        for _ in range(round(seconds / PARTING)):
+            if not here & self._connections.keys():
+                return
+            await asyncio.sleep(PARTING)
 
     def abort(self) -> None:
         """Close every connection at once."""
@@ -239,7 +249,8 @@ class Listener:
     """One application on one address: ``start``, then ``port``; ``stop`` takes no more connections.
 
     With a ``shared_port`` it listens there too, beside other processes; ``retire`` leaves that port to them. ``shut``
-    lets no newcomers in on the other port either, but who is connected stays.
+    lets no newcomers in on the other port either, but who is connected stays. ``hand_over`` has another application
+    answer at the same port.
     """
 
     def __init__(
@@ -257,7 +268,7 @@ class Listener:
         self._wanted_port = port
         self._shared_port = shared_port
         self._stalled = stalled
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LINGER)
+        self._runner = _runner(app)
         self._own: tuple[socket.socket, asyncio.Server] | None = None
         self._shared: tuple[socket.socket, asyncio.Server] | None = None
         self._tried = port
@@ -276,21 +287,43 @@ class Listener:
 
     async def start(self) -> None:
         """Start the application, then listen; raises ``OSError`` where the address cannot be had."""
+        await self.start_alone()
+        await self._share()
+
+    async def start_alone(self) -> None:
+        """Do so on its own port and not on the shared one; raises as ``start``."""
         await self._runner.setup()
-        server = self._runner.server
-        assert server is not None  # noqa: S101 - setup made it
-        loop = asyncio.get_running_loop()
-
-        def protocol() -> GuardedProtocol:
-            return GuardedProtocol(server, self._crowd, loop=loop, **_OPTIONS)
-
         bound = bind(self._host, self._wanted_port, self._stalled)
         self.port = self._tried = bound.getsockname()[1]
-        self._own = bound, await loop.create_server(protocol, sock=bound, backlog=BACKLOG)
+        self._own = bound, await self._listen(bound)
+
+    async def hand_over(self, app: web.Application) -> None:
+        """Start another application, have it answer whoever comes from now on, and end the one before; as ``start``."""
+        runner = _runner(app)
+        try:
+            await runner.setup()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        before, self._runner = self._runner, runner
+        await self._crowd.part(LINGER)  # who is connected already is answered by the one that took the connection
+        await before.cleanup()
+        await self._share()
+
+    async def _share(self) -> None:
         if self._shared_port:
             self._tried = self._shared_port
             shared = bind(self._host, self._shared_port, self._stalled, shared=True)
-            self._shared = shared, await loop.create_server(protocol, sock=shared, backlog=BACKLOG)
+            self._shared = shared, await self._listen(shared)
+
+    async def _listen(self, bound: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(lambda: self._protocol(loop), sock=bound, backlog=BACKLOG)
+
+    def _protocol(self, loop: asyncio.AbstractEventLoop) -> GuardedProtocol:
+        server = self._runner.server
+        assert server is not None  # noqa: S101 - setup made it
+        return GuardedProtocol(server, self._crowd, loop=loop, **_OPTIONS)
 
     async def retire(self) -> None:
         """Leave the shared port, if there is one, to the others that listen on it: none of its connections is lost."""
@@ -309,6 +342,10 @@ class Listener:
                 port[1].close()
         await self._runner.cleanup()
         self._crowd.abort()  # who has not taken the end of its answer by now would keep the process from ending
+
+
+def _runner(app: web.Application) -> web.AppRunner:
+    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LINGER)
 
 
 async def _close_slowly(listening: socket.socket, server: asyncio.Server) -> None:

@@ -31,6 +31,10 @@ class ServiceManager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         self._beating: asyncio.TimerHandle | None = None
 
+    def starting(self, status: str) -> None:
+        """Say what the start waits for: who restarts gateways one after the other waits too."""
+        self._tell(f"STATUS={status}")
+
     def ready(self, status: str) -> None:
         """Say that the listeners accept, and begin to beat; called in the event loop that is to be watched."""
         self._tell(f"READY=1\nSTATUS={status}")

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,8 @@ from gateway.server.app import build_app, build_operations_app
 from gateway.server.listener import RETIRING, Listener
 from gateway.server.local_letta import local_config
 from gateway.server.notify import ServiceManager
-from gateway.settings import Origin, Settings
+from gateway.server.waiting import build_waiting_app, opened
+from gateway.settings import Origin, Settings, check_reachable
 from gateway.storage.address import Address, PostgresServer, address_of
 from gateway.storage.engine import Database
 from gateway.storage.failures import StorageFailed
@@ -37,6 +38,8 @@ from middleware.chain import build_chain
 
 PROBES: Final = 16
 """Connections to the metrics port: of what ``descriptors.RESERVE`` keeps."""
+SOON: Final = 1.0
+"""Seconds that PostgreSQL may take until it is waited for in public."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 AFTER_GRACE: Final = 20.0
 """Seconds that the end may take once the grace is over: turns settled, connections closed, a local Letta ended."""
@@ -67,8 +70,10 @@ async def _serve(settings: Settings, announce: Callable[[str], None], origins: M
     signals, metrics, tasks, manager = SignalCount(), Metrics(), TaskSet(), ServiceManager(os.environ)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(manager.close)
+        stack.push_async_callback(tasks.close, 1.0)
         local, address = None, _address(settings)
         # What is wrong with the settings is said before anything is started.
+        check_reachable(settings)
         account_secrets(settings, is_shared=isinstance(address, PostgresServer))
         if not settings.letta_base_url:
             build_chain(settings)
@@ -76,10 +81,19 @@ async def _serve(settings: Settings, announce: Callable[[str], None], origins: M
             if local is None:
                 return
             settings = msgspec.structs.replace(settings, letta_base_url=local.url, letta_api_key=local.child.token)
-        database = await _opened(address)
+        doors = Doors(settings)
+        stack.push_async_callback(doors.close)
+
+        async def wait() -> None:
+            await doors.open_for_now(build_waiting_app(settings, metrics, tasks))
+            manager.starting("Waiting for the database")
+
+        database = await _opened(address, tasks, signals, wait)
+        if database is None:
+            return
         stack.push_async_callback(database.close)
         app = build_app(settings, database, metrics=metrics, local=local, origins=origins)
-        await _listen(settings, app, signals, manager, announce)
+        await _listen(app, doors, signals, manager, announce)
 
 
 def _address(settings: Settings) -> Address:
@@ -89,18 +103,42 @@ def _address(settings: Settings) -> Address:
         raise StartFailed(str(error)) from None
 
 
-async def _opened(address: Address) -> Database:
+async def _opened(
+    address: Address, tasks: TaskSet, signals: "SignalCount", wait: Callable[[], Awaitable[None]]
+) -> Database | None:
+    """Open the database; ``wait`` is called where PostgreSQL is not there soon. None where a signal came first."""
+    opening = tasks.spawn(_tried(address), "open database")
+    interrupted = tasks.spawn(signals.first.wait(), "first signal")
+    # A file is there soon or not at all, and who opens one that another gateway has is not to be in its way.
+    watched = {opening, interrupted} if isinstance(address, PostgresServer) else {opening}
     try:
-        return await Database.open(address)
+        done, _ = await asyncio.wait(watched, timeout=SOON, return_when=asyncio.FIRST_COMPLETED)
+        if not done and interrupted in watched:
+            await wait()
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (opening, interrupted):
+            task.cancel()
+        await asyncio.wait({opening, interrupted})
+    if opening.cancelled():
+        return None
+    database = opening.result()
+    if isinstance(database, StorageFailed):
+        raise StartFailed(str(database))
+    return database
+
+
+async def _tried(address: Address) -> Database | StorageFailed:
+    try:
+        return await opened(address)
     except StorageFailed as error:
-        raise StartFailed(str(error)) from None
+        return error
 
 
 async def _started_local(
     stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics, tasks: TaskSet, signals: "SignalCount"
 ) -> LocalLetta | None:
     """Start a local Letta that ends with the stack; None where a signal came first."""
-    stack.push_async_callback(tasks.close, 1.0)
     starting = tasks.spawn(_entered(stack, settings, metrics, tasks), "start local letta")
     interrupted = tasks.spawn(signals.first.wait(), "first signal")
     await asyncio.wait({starting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,40 +172,79 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_ALLOCATIONS, *gc.get_threshold()[1:])
 
 
-async def _listen(
-    settings: Settings,
-    app: web.Application,
-    signals: "SignalCount",
-    manager: ServiceManager,
-    announce: Callable[[str], None],
-) -> None:
-    listeners = [
-        Listener(app, settings.host, settings.port, stalled=settings.write_timeout, shared_port=settings.shared_port)
-    ]
-    if settings.metrics_port:
-        listeners.append(Listener(build_operations_app(app), settings.host, settings.metrics_port, most=PROBES))
+class Doors:
+    """The ports: the clients', and behind it the one for figures, where there is one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._listeners: list[Listener] = []
+
+    @property
+    def clients(self) -> Listener:
+        """Return the clients' port, once it is open."""
+        return self._listeners[0]
+
+    async def open_for_now(self, app: web.Application) -> None:
+        """Have an application answer until ``open``, on ports that are this gateway's own; raises ``StartFailed``."""
+        self._make(app)
+        for listener in self._listeners:
+            await _reached(listener, listener.start_alone())
+
+    async def open(self, app: web.Application) -> None:
+        """Have an application answer from now on; raises ``StartFailed``."""
+        if self._listeners:
+            for listener, its_app in zip(self._listeners, self._apps(app), strict=True):
+                await _reached(listener, listener.hand_over(its_app))
+            return
+        self._make(app)
+        for listener in self._listeners:
+            await _reached(listener, listener.start())
+
+    async def close(self) -> None:
+        """Take no more connections, end those that are open, and close the application."""
+        while self._listeners:
+            await self._listeners.pop(0).stop()
+
+    def _make(self, app: web.Application) -> None:
+        chosen = self._settings
+        clients, *figures = self._apps(app)
+        self._listeners = [
+            Listener(clients, chosen.host, chosen.port, stalled=chosen.write_timeout, shared_port=chosen.shared_port),
+            *(Listener(its_app, chosen.host, chosen.metrics_port, most=PROBES) for its_app in figures),
+        ]
+
+    def _apps(self, app: web.Application) -> list[web.Application]:
+        return [app, build_operations_app(app)] if self._settings.metrics_port else [app]
+
+
+async def _reached(listener: Listener, starting: Awaitable[None]) -> None:
     try:
-        for listener in listeners:
-            try:
-                await listener.start()
-            except OSError as error:
-                raise StartFailed(f"cannot listen on {listener.address}: {error.strerror or error}.") from None
-            except StorageUnavailable as error:
-                raise StartFailed(
-                    f"the database does not answer ({error.reason}): look after it, then start again."
-                ) from None
+        await starting
+    except OSError as error:
+        raise StartFailed(f"cannot listen on {listener.address}: {error.strerror or error}.") from None
+    except StorageUnavailable as error:
+        raise StartFailed(f"the database does not answer ({error.reason}): look after it, then start again.") from None
+
+
+async def _listen(
+    app: web.Application, doors: Doors, signals: "SignalCount", manager: ServiceManager, announce: Callable[[str], None]
+) -> None:
+    settings = app[keys.SETTINGS]
+    try:
+        await doors.open(app)
+        port = doors.clients.port
         await _check_kind(settings, app[keys.BACKEND])
         _spare_the_collector()
-        announce(banner(settings, listeners[0].port, app[keys.LOCAL]))
+        announce(banner(settings, port, app[keys.LOCAL]))
         app[keys.TASKS].spawn(_clean_up(app[keys.BACKEND]), "clean up letta")
         _warn_of_sqlite(app[keys.DATABASE])
-        _log.info("serving", host=settings.host, port=listeners[0].port)
-        manager.ready(f"Serving {settings.host}, port {listeners[0].port}")
+        _log.info("serving", host=settings.host, port=port)
+        manager.ready(f"Serving {settings.host}, port {port}")
         await signals.first.wait()
         manager.stopping(
             2 * RETIRING + settings.grace + AFTER_GRACE, f"Draining: open turns have {settings.grace:g} s to finish"
         )
-        ending = app[keys.TASKS].spawn(_drained(app, listeners[0], settings.grace), "drain")
+        ending = app[keys.TASKS].spawn(_drained(app, doors.clients, settings.grace), "drain")
         hurry = app[keys.TASKS].spawn(signals.second.wait(), "second signal")
         await asyncio.wait({ending, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
@@ -175,8 +252,7 @@ async def _listen(
             ending.cancel()
             await app[keys.TURNS].end()
     finally:
-        for listener in listeners:
-            await listener.stop()
+        await doors.close()
     _log.info("stopped")
 
 

@@ -15,7 +15,18 @@ from gateway.errors import StorageUnavailable
 
 
 class StorageFailed(Exception):
-    """The database cannot be opened; the message says why in one line, for the operator."""
+    """The database cannot be opened; the message says why in one line, for the operator.
+
+    ``passes`` tells that it may be opened later, without anybody changing the settings or the database.
+    """
+
+    def __init__(self, message: str, *, passes: bool = False) -> None:
+        self.passes = passes
+        super().__init__(message)
+
+
+class NoPrimary(ConnectionError):
+    """None of the servers that a URL names is of the kind that it asks for."""
 
 
 BUSY: Final = "busy"
@@ -28,6 +39,7 @@ LOCKED: Final = "locked"
 READ_ONLY: Final = "read-only"
 REFUSED: Final = "login refused"
 SLOW: Final = "slow"
+STOPPED: Final = "stopped"
 UNREACHABLE: Final = "unreachable"
 
 # https://www.sqlite.org/rescode.html: primary codes.
@@ -55,7 +67,7 @@ _POSTGRES: Final = {
     "42501": REFUSED,
     "53": FULL,
     "55P03": LOCKED,
-    "57": "stopped",
+    "57": STOPPED,
     "58": "I/O error",
     "XX": DAMAGED,
 }
@@ -63,8 +75,13 @@ _POSTGRES: Final = {
 _KINDS: Final[dict[type[Exception], str]] = {
     TimeoutError: SLOW,
     PoolTimeout: SLOW,
+    NoPrimary: READ_ONLY,  # before what it is one of
     OSError: UNREACHABLE,
 }
+
+PASSING: Final = frozenset({CONFLICT, FULL, READ_ONLY, SLOW, STOPPED, UNREACHABLE})
+"""What a server may be of for a while: it starts, is replaced, or cannot be reached. Not what is locked: who waits to
+change a table makes all others wait behind."""
 
 
 def reason_of(error: BaseException) -> str | None:

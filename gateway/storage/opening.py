@@ -96,7 +96,8 @@ def _explained(address: Address) -> Iterator[None]:
         reason = failures.reason_of(error)
         if reason is None:
             raise
-        raise StorageFailed(_explanation(address, reason)) from None
+        passes = isinstance(address, PostgresServer) and reason in failures.PASSING
+        raise StorageFailed(_explanation(address, reason), passes=passes) from None
 
 
 def _explanation(address: Address, reason: str) -> str:

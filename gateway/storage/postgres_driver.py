@@ -1,13 +1,16 @@
 """PostgreSQL's connections, by asyncpg."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Dialect, Executable
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from gateway.storage.failures import NoPrimary
 from gateway.storage.transactions import Rows
+
+if TYPE_CHECKING:
+    import asyncpg
 
 T = TypeVar("T")
 
@@ -18,9 +21,15 @@ class PostgresDriver:
     def __init__(self, url: str, connections: int, patience: float) -> None:
         import asyncpg  # noqa: PLC0415 - 3 MiB that a gateway with a file of its own does without
 
+        async def connected() -> "asyncpg.Connection[Any]":
+            try:
+                return await asyncpg.connect(url, timeout=patience)  # it knows every part of such a URL
+            except asyncpg.TargetServerAttributeNotMatched as error:
+                raise NoPrimary from error
+
         self.engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=partial(asyncpg.connect, url, timeout=patience),  # it knows every part of such a URL
+            async_creator=connected,
             pool_size=connections,
             max_overflow=0,
             pool_pre_ping=True,  # a server that was restarted is not the next request's failure

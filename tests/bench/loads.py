@@ -42,6 +42,7 @@ _KIB: Final = 1024
 _MIB: Final = 1 << 20
 _BODY: Final = 10_000_000
 _CHATS: Final = 8
+_USERS: Final = 64
 _WORDS: Final = 10
 """What a round of the soak asks for."""
 _FILES_MEANWHILE: Final = 24
@@ -113,9 +114,9 @@ def storm(_options: argparse.Namespace) -> Iterator[Row]:
         found = [uvloop.run(_storm(target)) for target in (direct, gateway)]
     (theirs, plain), (ours, errors) = found
     yield Row(
-        "2,000 new connections within a second, a chat on each",
+        "2,000 new connections within a second, a chat with an agent never spoken to on each",
         "0 refused",
-        f"{len(errors)} failed, first word p99 {ours.p99:.0f} ms",
+        f"{len(errors)} failed, first word p99 {ours.p99 / 1e3:.1f} s",
         f"{len(plain)} failed, p99 {theirs.p99:.0f} ms",
         not errors,
     )
@@ -209,17 +210,18 @@ def requests(_options: argparse.Namespace) -> Iterator[Row]:
 
 
 def replicas(_options: argparse.Namespace) -> Iterator[Row]:
-    """Ask one gateway, then three, behind nginx, with PostgreSQL and Redis."""
+    """Ask one gateway, then three, behind nginx as it is deployed, with PostgreSQL and Redis."""
     rates, refused = {}, 0
-    with targets.upstream(64) as direct:
+    with targets.upstream(_USERS) as direct:
         for count in (1, 3):
             with _company(direct.port, count) as front:
-                uvloop.run(measure.warm_up(front, 64))
-                sample = uvloop.run(measure.requests(front, 64, Plan(request_seconds=6.0)))
+                uvloop.run(measure.warm_up(front, _USERS))
+                sample = uvloop.run(measure.requests(front, _USERS, Plan(request_seconds=6.0)))
             rates[count] = sample.per_second
             refused += len(sample.errors)
     yield Row(
-        "whole answers of 1 and of 3 gateways, which share these cores, with PostgreSQL, Redis and nginx, c=64",
+        "whole answers of 1 and of 3 gateways, which share these cores, with PostgreSQL, Redis and nginx as deployed, "
+        f"each of {_USERS} users asking in a loop",
         "0 refused",
         f"{rates[1]:,.0f} and {rates[3]:,.0f}/s, {refused} refused",
         "-",
@@ -236,10 +238,11 @@ def _company(upstream: int, count: int) -> Iterator[Target]:
             "LETTA_GATEWAY_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?sslmode=disable",
             "LETTA_GATEWAY_REDIS_URL": redis.url,
             "SECRET_KEY": "bench-secret-of-thirty-two-letters",
+            "LETTA_GATEWAY_API_KEYS": targets.keys_of_users(_USERS),
         }
         gateways = [stack.enter_context(targets.gateway(upstream, **shared)) for _ in range(count)]
         port, process = stack.enter_context(targets.balancer([gateway.port for gateway in gateways]))
-        yield Target(f"{count} gateways", port, process, targets.ask_openai)
+        yield Target(f"{count} gateways", port, process, targets.ask_as_a_user)
 
 
 def wrong_keys(_options: argparse.Namespace) -> Iterator[Row]:

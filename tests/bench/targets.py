@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from tests.bench.frames import agent_id, agent_name
 from tests.bench.processes import ROOT, Child, free_port, running
+from tests.services.nginx import marked, program, write_config
 
 CACHE = ROOT / ".cache"
 LOGS = CACHE / "bench" / "logs"
@@ -59,6 +59,23 @@ def ask_letta(asking: Asking) -> bytes:
 def ask_openai(asking: Asking) -> bytes:
     """Ask the gateway in OpenAI's language, with a key; each agent is a model."""
     return _ask_model(agent_name(asking.agent), asking)
+
+
+def ask_as_a_user(asking: Asking) -> bytes:
+    """Ask the gateway with a key of one's own, by which the site of `deploy/nginx` chooses where no chat is named.
+
+    A chat that is named would begin another conversation with each request, as the driver says the same again.
+    """
+    return _ask_model(agent_name(asking.agent), asking, key=_user_key(asking.agent))
+
+
+def keys_of_users(count: int) -> str:
+    """Return the keys of so many users, as the gateway's setting has them."""
+    return ",".join(map(_user_key, range(count)))
+
+
+def _user_key(number: int) -> str:
+    return f"{_KEY}-{number}"
 
 
 def ask_litellm(asking: Asking) -> bytes:
@@ -111,29 +128,38 @@ def gateway(upstream_port: int, **more: str) -> Iterator[Target]:
             **more,
         }
         command = [str(Path(sys.executable).parent / "letta-gateway"), "serve"]
-        with running(command, port, log=LOGS / "gateway.log", environment=environment) as process:
+        # One whose database is not open yet is alive, and answers 503.
+        with running(command, port, log=LOGS / "gateway.log", path="/ready", environment=environment) as process:
             yield Target("gateway", port, process, ask_openai)
 
 
 @contextmanager
 def nginx(upstream_port: int) -> Iterator[Target]:
     """Start nginx with one worker that hands the Letta route on, unbuffered, over kept-alive connections."""
-    with balancer([upstream_port]) as port_and_process:
-        yield Target("nginx", *port_and_process, ask_letta)
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
+        config = Path(folder) / "nginx.conf"
+        config.write_text(_NGINX.format(folder=folder, port=port, upstream=upstream_port, user=_nginx_user()))
+        with _nginx(folder, config, port) as process:
+            yield Target("nginx", port, process, ask_letta)
 
 
 @contextmanager
 def balancer(ports: Sequence[int]) -> Iterator[tuple[int, Child]]:
-    """Start nginx before some servers, of which each request goes to the next."""
+    """Start nginx with the site of `deploy/nginx` before gateways, but without TLS, which the driver does not speak."""
     port = free_port()
-    servers = " ".join(f"server 127.0.0.1:{each};" for each in ports)
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
-        config = Path(folder) / "nginx.conf"
-        config.write_text(_NGINX.format(folder=folder, port=port, servers=servers, user=_nginx_user()))
-        program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "nginx"
-        command = [program, "-p", folder, "-e", f"{folder}/error.log", "-c", str(config)]
-        with running(command, port, log=LOGS / "nginx.log") as process:
+        plain = marked("listen").replace("443 ssl http2", f"127.0.0.1:{port}")
+        config = write_config(Path(folder), port, free_port(), ports, "", {"listen": plain, "listen_ipv6": ""})
+        with _nginx(folder, config, port) as process:
             yield port, process
+
+
+@contextmanager
+def _nginx(folder: str, config: Path, port: int) -> Iterator[Child]:
+    command = [program(), "-p", folder, "-e", f"{folder}/error.log", "-c", str(config)]
+    with running(command, port, log=LOGS / "nginx.log") as process:
+        yield process
 
 
 @contextmanager
@@ -196,7 +222,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    upstream letta {{ {servers} keepalive 1024; keepalive_requests 1000000000; }}
+    upstream letta {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         location = /health {{ return 200; }}

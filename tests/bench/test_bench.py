@@ -1,5 +1,6 @@
 """The bench itself: exact counts, sane latencies and no errors through upstream, pass-through and driver."""
 
+import contextlib
 import http.client
 import json
 from collections.abc import Iterator
@@ -43,6 +44,17 @@ def test_requests_through_the_passthrough_are_answered(passthrough: Target) -> N
     sample = uvloop.run(requests(passthrough, 4, PLAN))
     assert sample.errors == []
     assert sample.per_second > 50
+
+
+@pytest.mark.services  # which bring nginx
+def test_users_of_gateways_behind_nginx_are_answered(upstream: Target) -> None:
+    with contextlib.ExitStack() as stack:
+        settings = {"LETTA_GATEWAY_API_KEYS": targets.keys_of_users(3)}
+        gateways = [stack.enter_context(targets.gateway(upstream.port, **settings)) for _ in range(2)]
+        port, process = stack.enter_context(targets.balancer([gateway.port for gateway in gateways]))
+        sample = uvloop.run(requests(Target("front", port, process, targets.ask_as_a_user), 3, PLAN))
+    assert sample.errors == []
+    assert sample.per_second > 5
 
 
 def test_a_stream_that_says_less_than_asked_is_an_error(upstream: Target) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,11 +32,13 @@ from tests.accounts.ledgers import House, assert_balanced, rows_of
 from tests.faults.gateways import nothing_left, until
 from tests.faults.killed_ledger import TURNS
 from tests.faults.mortal_postgres import MortalPostgres, mortal_postgres
+from tests.live import processes
 from tests.server.people import API_KEY, OPERATOR_KEY, Town, bearer
 from tests.server.recorded_logs import RecordedLogs, recorded_logs
 from tests.server.running import FRIEND, chat_request, settings
 from tests.server.subprocesses import gateway_process
-from tests.server.wire import Answer
+from tests.server.upstream import Upstream
+from tests.server.wire import Answer, ask
 from tests.storage.databases import new_database, opened
 
 pytestmark = [pytest.mark.live, pytest.mark.services]
@@ -347,25 +351,81 @@ async def test_primary_that_becomes_a_standby_keeps_no_connection(
 # The start -----------------------------------------------------------------------------------------------------------
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+SECRET: Final = {"SECRET_KEY": "a secret of the tests, 32 characters"}
+
+
 @pytest.mark.parametrize(("outage", "why"), [("stopped", "cannot be reached"), ("paused", "did not answer in time")])
-async def test_start_without_a_server_says_so_and_a_later_one_serves(
+async def test_start_without_a_server_waits_for_it(
     server: MortalPostgres, address: PostgresServer, outage: str, why: str
 ) -> None:
-    """The process ends, with one line: whoever watches over it starts it again."""
-    env = {"LETTA_GATEWAY_DATABASE_URL": address.url, "SECRET_KEY": "a secret of the tests, 32 characters"}
-    letta = "http://127.0.0.1:9"
-    await asyncio.to_thread(server.stop if outage == "stopped" else server.pause)
-    try:
-        for _ in range(2):
-            async with gateway_process(letta, serves=False, env=env) as gateway:
-                assert await gateway.ended() == 2
-            (line,) = gateway.errors.splitlines()
-            assert line.startswith("letta-gateway: the database of LETTA_GATEWAY_DATABASE_URL")
-            assert why in line
-    finally:
-        await asyncio.to_thread(server.start if outage == "stopped" else server.resume)
-    async with gateway_process(letta, env=env) as gateway:
-        assert (await gateway.ask("GET", "/health")).status == 200
+    env = {"LETTA_GATEWAY_DATABASE_URL": address.url, **SECRET, "LETTA_GATEWAY_PORT": str(processes.free_port())}
+    port = int(env["LETTA_GATEWAY_PORT"])
+
+    async def status(path: str) -> int:
+        with contextlib.suppress(OSError):
+            return (await ask(port, "GET", path)).status
+        return 0
+
+    async with Upstream() as letta:
+        await asyncio.to_thread(server.stop if outage == "stopped" else server.pause)
+        try:
+            async with gateway_process(letta.url, serves=False, env=env) as gateway:
+                await until(lambda: "waiting for the database" in gateway.errors, 45)
+                assert why in gateway.errors
+                await until(lambda: listens(port), 45)
+                assert [await status(path) for path in ("/health", "/ready", "/v1/models")] == [200, 503, 503]
+                await asyncio.to_thread(server.start if outage == "stopped" else server.resume)
+                began = time.monotonic()
+                heard = set()
+                while await status("/ready") != 200:
+                    heard.add(await status("/health"))
+                    assert time.monotonic() - began < RECONNECTED, gateway.errors
+                    await asyncio.sleep(0.05)
+                assert heard <= {200}, "nobody is turned away while it begins to serve"
+                assert await status("/v1/models") == 200
+                sys.stdout.write(f"\n{outage} at the start: ready {time.monotonic() - began:.2f} s after its return\n")
+                gateway.signal(signal.SIGTERM)
+                assert await gateway.ended() == 0, gateway.errors
+        finally:
+            await asyncio.to_thread(server.start if outage == "stopped" else server.resume)
+
+
+async def test_start_at_a_standby_waits_until_it_is_promoted(server: MortalPostgres, address: PostgresServer) -> None:
+    with server.standby() as standby:
+        await comes_true(lambda: has_followed(server))
+        url = address.url.replace(f":{server.now.port}/", f":{standby.now.port}/")
+        env = {"LETTA_GATEWAY_DATABASE_URL": f"{url}&target_session_attrs=read-write", **SECRET}
+        async with gateway_process("http://127.0.0.1:9", serves=False, env=env) as gateway:
+            await until(lambda: "waiting for the database" in gateway.errors, 45)
+            assert "is read-only: name the primary" in gateway.errors
+            await asyncio.to_thread(standby.now.run, "select pg_promote()")
+            await gateway.serves()
+
+
+@pytest.mark.parametrize("what", ["user", "database", "schema"])
+async def test_start_does_not_wait_for_what_does_not_pass(
+    server: MortalPostgres, address: PostgresServer, what: str
+) -> None:
+    """The process ends, with one line that says what is to be done."""
+    url = address.url
+    if what == "schema":
+        await (await Database.open(address)).close()
+        name = url.rpartition("/")[2].partition("?")[0]
+        await asyncio.to_thread(server.now.run, "update alembic_version set version_num = '9999'", name)
+    url = url.replace("postgres@", "nobody:wrong@") if what == "user" else url
+    url = url.replace("/gateway_", "/none_") if what == "database" else url
+    env = {"LETTA_GATEWAY_DATABASE_URL": url, **SECRET}
+    async with gateway_process("http://127.0.0.1:9", serves=False, env=env) as gateway:
+        assert await gateway.ended() == 2
+    (line,) = gateway.errors.splitlines()
+    told = {"user": "refused the login", "database": "has no such database", "schema": "by a newer gateway"}
+    assert line.startswith("letta-gateway: the database")
+    assert told[what] in line
 
 
 # What others do to the same rows -------------------------------------------------------------------------------------

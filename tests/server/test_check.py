@@ -42,6 +42,13 @@ async def test_chain_that_cannot_be_built() -> None:
     assert line.startswith("settings   FAILED")
 
 
+async def test_replica_that_the_others_could_not_reach() -> None:
+    fine, said = await checked(host="0.0.0.0", redis_url="redis://cache")  # noqa: S104 - what a pod listens on
+    assert not fine
+    (line,) = said
+    assert line.startswith("settings   FAILED  LETTA_GATEWAY_ADVERTISE is needed")
+
+
 @pytest.mark.parametrize(
     ("changes", "who"), [({}, "a scripted model"), ({"openai_api_key": "sk-canary"}, "OpenAI")], ids=["none", "openai"]
 )

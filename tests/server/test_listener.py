@@ -12,6 +12,7 @@ from gateway.server import listener
 from gateway.server.app import build_app
 from gateway.server.listener import RETIRING, SEND_BUFFER, Crowd, Listener, bind, turn_away
 from gateway.storage.engine import Database
+from gateway.tasks import TaskSet
 from gateway.translation.agent_events import TextDelta
 from tests.live.processes import free_port
 from tests.server.recorded_logs import recorded_logs
@@ -347,6 +348,68 @@ async def test_shared_port_and_the_own_one() -> None:
         finally:
             await first.stop()
             await second.stop()
+
+
+async def test_another_application_takes_over_at_the_same_ports() -> None:
+    """Nobody is turned away, and the shared port is opened by the second one alone."""
+    port = free_port()
+
+    async def answer(request: web.Request) -> web.Response:
+        _ = request
+        return web.Response(status=503)
+
+    async with late_database() as database:
+        app = build_app(settings(), database, backend=ScriptedBackend([FRIEND]))
+        first = web.Application()
+        first[keys.METRICS] = app[keys.METRICS]
+        first.router.add_get("/health", answer)
+        ended = []
+
+        async def end(app: web.Application) -> None:
+            ended.append(app)
+
+        first.on_cleanup.append(end)
+        listener = Listener(first, "127.0.0.1", 0, shared_port=port)
+        try:
+            await listener.start_alone()
+            own, statuses = listener.port, []
+            with pytest.raises(OSError, match="Connect call failed"):
+                await ask(port, "GET", "/health")
+            async with connect(own) as early:
+                await early.send(request("GET", "/health"))
+                assert (await early.answer()).status == 503
+                taking = TaskSet().spawn(listener.hand_over(app), "take over")
+                for _ in range(20):
+                    statuses.append((await ask(own, "GET", "/health")).status)
+                    await asyncio.sleep(0.05)
+                await early.send(request("GET", "/health"))
+                assert (await early.answer()).status == 503, "by the one that took its connection"
+            await taking
+            assert set(statuses) <= {200, 503}
+            assert (ended, listener.port) == ([first], own)
+            for where in (own, port):
+                assert (await ask(where, "GET", "/health")).status == 200
+        finally:
+            await listener.stop()
+
+
+async def test_application_that_does_not_start_takes_nothing_over() -> None:
+    async def fail(app: web.Application) -> None:
+        _ = app
+        raise KeyError("start")
+
+    async with late_database() as database:
+        first = build_app(settings(), database, backend=ScriptedBackend([FRIEND]))
+        second = web.Application()
+        second.on_startup.append(fail)
+        listener = Listener(first, "127.0.0.1", 0)
+        try:
+            await listener.start()
+            with pytest.raises(KeyError, match="start"):
+                await listener.hand_over(second)
+            assert (await ask(listener.port, "GET", "/health")).status == 200
+        finally:
+            await listener.stop()
 
 
 async def test_shared_port_that_another_program_has() -> None:

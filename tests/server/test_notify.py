@@ -49,6 +49,13 @@ async def test_ready_and_stopping(systemd: Told) -> None:
     assert systemd.so_far() == [], "nothing after the end"
 
 
+async def test_start_that_waits_is_not_ready(systemd: Told) -> None:
+    manager = started_by(systemd)
+    manager.starting("Waiting for the database")
+    manager.close()
+    assert systemd.so_far() == [{"STATUS": "Waiting for the database"}]
+
+
 # The heart-beat ------------------------------------------------------------------------------------------------------
 
 

@@ -408,6 +408,17 @@ async def test_shared_database_without_a_shared_secret_stops_the_start() -> None
     assert "hunter2" not in line
 
 
+async def test_replica_that_the_others_could_not_reach_does_not_start() -> None:
+    environment = {
+        "LETTA_GATEWAY_DATABASE_URL": "postgresql://me@127.0.0.1:9/gateway",
+        "LETTA_GATEWAY_REDIS_URL": "redis://127.0.0.1:9/0",
+        "SECRET_KEY": "made at random, 32 characters and more",
+    }
+    async with gateway_process("http://127.0.0.1:9", serves=False, env=environment) as gateway:
+        assert await gateway.ended() == 2
+    assert gateway.errors.startswith("letta-gateway: LETTA_GATEWAY_ADVERTISE is needed")
+
+
 async def test_secret_that_everybody_can_read_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "secret.key").write_text("x" * 64)
     (tmp_path / "secret.key").chmod(0o644)

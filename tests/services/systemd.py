@@ -20,6 +20,7 @@ ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = "/opt/letta-gateway/bin/letta-gateway"
 _ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _PATIENCE: Final = 20.0
+_SYS_ADMIN: Final = 21
 _NAMESPACES: Final = ("--mount", "--pid", "--cgroup", "--ipc", "--uts")
 
 
@@ -67,6 +68,13 @@ def refusal() -> str | None:
     command = ["unshare", *_NAMESPACES, "--fork", "sh", "-c", mounts]
     tried = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"no namespaces for a systemd: {tried.stderr.strip()}" if tried.returncode else None
+
+
+def may_administer() -> bool:
+    """Tell whether this process has CAP_SYS_ADMIN, without which there are neither namespaces nor mounts."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return bool(effective >> _SYS_ADMIN & 1)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -253,8 +254,12 @@ def test_compose_file_fits_the_specification() -> None:
 def test_compose_file_needs_what_the_example_names(tmp_path: Path) -> None:
     needed = dict(_INTERPOLATION.findall(COMPOSE.read_text("utf-8")))
     assert needed.keys() == example().keys() - {"COMPOSE_PROJECT_NAME"}
-    assert {name for name, sign in needed.items() if sign != "?"} == {"LETTA_API_KEY", "LETTA_GATEWAY_OPERATOR_KEY"}
-    composed({**filled(), "LETTA_API_KEY": "", "LETTA_GATEWAY_OPERATOR_KEY": ""}, tmp_path)
+    assert {name for name, sign in needed.items() if sign != "?"} == {
+        "LETTA_API_KEY",
+        "LETTA_GATEWAY_OPERATOR_KEY",
+        "OPERATORS",
+    }
+    composed({**filled(), "LETTA_API_KEY": "", "LETTA_GATEWAY_OPERATOR_KEY": "", "OPERATORS": ""}, tmp_path)
     with pytest.raises(AssertionError, match=r"see env\.example"):
         composed({**filled(), "SECRET_KEY": ""}, tmp_path)
 
@@ -333,12 +338,26 @@ def test_files_that_are_mounted_are_there(services: dict[str, Any]) -> None:
     assert kept == named["volumes"].keys()
 
 
+def test_nginx_asks_no_name_server_where_the_gateways_are(services: dict[str, Any]) -> None:
+    """It would not start while a gateway is down; and nobody else gets the address of one that is."""
+    own = {name: services[name]["networks"]["web"]["ipv4_address"] for name in GATEWAYS}
+    assert services["nginx"]["environment"]["GATEWAYS"].split() == [f"{own[name]}:8080" for name in GATEWAYS]
+    (pool,) = as_written()["networks"]["web"]["ipam"]["config"]
+    assert all(ip_address(address) in ip_network(pool["subnet"]) for address in own.values())
+    assert not [address for address in own.values() if ip_address(address) in ip_network(pool["ip_range"])]
+    assert all(settings_of(services[name]).trusted_networks == (pool["subnet"],) for name in GATEWAYS)
+
+
+def test_nginx_starts_beside_a_gateway_that_is_not_well_and_stops_before_all(services: dict[str, Any]) -> None:
+    assert services["nginx"]["depends_on"] == {name: {"condition": "service_started"} for name in GATEWAYS}
+    assert services["nginx"]["stop_grace_period"] == services[GATEWAYS[0]]["stop_grace_period"]
+
+
 def test_nginx_has_a_site_that_it_takes(services: dict[str, Any], tmp_path: Path) -> None:
-    """Made by the container's own script, and read by the real nginx; the gateways' names stand for this machine."""
+    """Made by the container's own script, and read by the real nginx, for which no gateway is there."""
     given = services["nginx"]["environment"]
     script = DOCKER / "nginx/site.sh"
     assert os.access(script, os.X_OK), "the image leaves out what it cannot run"
-    assert given["GATEWAYS"].split() == [f"{name}:8080" for name in GATEWAYS]
     make_certificate(tmp_path)
     (tmp_path / "certificate.pem").rename(tmp_path / "fullchain.pem")
     (tmp_path / "key.pem").rename(tmp_path / "privkey.pem")
@@ -349,12 +368,15 @@ def test_nginx_has_a_site_that_it_takes(services: dict[str, Any], tmp_path: Path
         "SITE": str(site),
         "SITE_CERTIFICATES": str(tmp_path),
     }
-    addresses = {**given, "GATEWAYS": "127.0.0.1:8081 127.0.0.1:8082 127.0.0.1:8083"}
-    subprocess.run(["/bin/sh", script], env={"PATH": os.defpath, **addresses, **places}, check=True)
-    assert (
-        re.findall(r"^    server (\S+) max_fails", site.read_text("utf-8"), re.MULTILINE)
-        == addresses["GATEWAYS"].split()
-    )
+    for operators in ("", "192.168.1.0/24 10.0.0.7"):
+        chosen = {**given, "OPERATORS": operators}
+        subprocess.run(["/bin/sh", script], env={"PATH": os.defpath, **chosen, **places}, check=True)
+        inside = re.findall(
+            r"^    (\S+) 1;$", site.read_text("utf-8").partition("geo $letta_gateway_is_front_end")[0], re.MULTILINE
+        )
+        assert inside == operators.split()
+    servers = re.findall(r"^    server (\S+) max_fails", site.read_text("utf-8"), re.MULTILINE)
+    assert servers == given["GATEWAYS"].split()
     assert site.read_text("utf-8").count(f"server_name {given['SERVER_NAME']};") == 2
     assert "example.com" not in site.read_text("utf-8")
     assert "/var/log" not in site.read_text("utf-8")

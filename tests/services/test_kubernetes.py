@@ -4,6 +4,7 @@ import configparser
 import functools
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +17,17 @@ from gateway.conversations.identity import CHAT_HEADERS
 from gateway.metrics import Metrics
 from gateway.server.routes import OPERATIONS, PAGE, ROUTES, Route
 from gateway.settings import SettingError, Settings, load, table
+from tests.live.postgres import Postgres
 from tests.live.processes import free_port
 from tests.server.subprocesses import gateway_process
 from tests.server.wire import ask
 from tests.services import installs
 from tests.services.dockerfile import stages
 from tests.services.network_policy import Peer, allows
+from tests.shared_state.redis_process import RedisProcess
+from tests.storage.databases import new_database, postgres
+
+__all__ = ["postgres"]  # a fixture that is asked for by name
 
 ROOT: Final = Path(__file__).parents[2]
 K8S: Final = ROOT / "deploy" / "k8s"
@@ -80,8 +86,8 @@ def example_secret() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def environment(name: str) -> dict[str, str]:
-    """Return what the gateway's container gets, with a Secret that is filled in as its example says."""
+def environment(name: str, of: Manifest | None = None) -> dict[str, str]:
+    """Return what a container gets, the gateway's if none is named, with a Secret filled in as its example says."""
     filled = {
         "LETTA_GATEWAY_API_KEYS": "sk-one,sk-two",
         "LETTA_GATEWAY_OPERATOR_KEY": "operator",
@@ -91,7 +97,7 @@ def environment(name: str) -> dict[str, str]:
         filled["LETTA_GATEWAY_DATABASE_URL"] = "postgresql://user:password@host/database"
         filled["LETTA_GATEWAY_REDIS_URL"] = "redis://:password@host:6379/0"
     assert filled.keys() <= example_secret().keys()
-    own = {given["name"]: given.get("value", "10.0.0.7") for given in container(name).get("env", [])}
+    own = {given["name"]: given.get("value", "10.0.0.7") for given in (of or container(name)).get("env", [])}
     expanded = {key: re.sub(r"\$\((\w+)\)", lambda found: own[found[1]], value) for key, value in own.items()}
     return {**one(name, "ConfigMap")["data"], **example_secret(), **filled, **expanded}
 
@@ -209,6 +215,16 @@ def test_end_of_a_pod_leaves_time_for_the_grace(name: str, nowhere: None) -> Non
     assert given >= sleep + settings(name).grace + MARGIN
 
 
+@pytest.mark.parametrize("name", SCALED)
+def test_secret_without_the_stores_addresses_starts_no_gateway(name: str, nowhere: None) -> None:
+    """Each would have a database of its own, and users would come and go."""
+    forgotten = {"LETTA_GATEWAY_DATABASE_URL": "", "LETTA_GATEWAY_REDIS_URL": ""}
+    with pytest.raises(
+        SettingError, match=r"set LETTA_GATEWAY_DATABASE_URL \(PostgreSQL\) and LETTA_GATEWAY_REDIS_URL"
+    ):
+        load({**environment(name), **forgotten})
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 async def test_gateway_with_this_environment_answers_the_probes(name: str, tmp_path: Path) -> None:
     """On ports of its own, and with the one store that is there."""
@@ -235,6 +251,37 @@ def test_replicas_whose_secret_was_not_filled_in_do_not_start(name: str, nowhere
     stores = dict.fromkeys(("LETTA_GATEWAY_DATABASE_URL", "LETTA_GATEWAY_REDIS_URL"), "")
     with pytest.raises(SettingError, match="set LETTA_GATEWAY_REDIS_URL"):
         load({**environment(name), **stores})
+
+
+@pytest.mark.parametrize("name", SCALED)
+async def test_job_and_gateway_run_with_what_their_manifests_give_them(
+    name: str, postgres: Postgres, tmp_path: Path
+) -> None:
+    """Each by its own arguments and its own environment; ports, folders and the stores' addresses are of here."""
+    address, metrics, port = new_database(postgres), free_port(), free_port()
+    with RedisProcess() as redis:
+        here = {
+            "LETTA_GATEWAY_PORT": str(port),
+            "LETTA_GATEWAY_METRICS_PORT": str(metrics),
+            "LETTA_GATEWAY_DATABASE_URL": address.url,
+            "LETTA_GATEWAY_REDIS_URL": redis.url,
+        }
+        gateway_pod, job_pod = (pod["spec"]["containers"][0] for pod in templates(name))
+        given = {**environment(name, job_pod), **here, "LETTA_GATEWAY_HOME": str(tmp_path / "job")}
+        assert "LETTA_GATEWAY_ADVERTISE" not in given, "nobody reaches a job"
+        async with gateway_process(None, *job_pod["args"], serves=False, env=given) as job:
+            assert await job.ended() == 0, job.errors
+        assert re.fullmatch(r"schema \S+, from none\n", job.output)
+        async with gateway_process(None, "users", "list", serves=False, env=given) as by_hand:
+            assert await by_hand.ended() == 0, by_hand.errors
+        given = {**environment(name, gateway_pod), **here, "LETTA_GATEWAY_HOME": str(tmp_path / "pod")}
+        async with gateway_process(None, *gateway_pod["args"], serves=False, env=given) as gateway:
+            await gateway.says(f"Letta Gateway serves http://0.0.0.0:{port}/v1")
+            ready = await ask(metrics, "GET", container(name)["readinessProbe"]["httpGet"]["path"])
+            states = {part: state["status"] for part, state in ready.json()["dependencies"].items()}
+            assert (states["database"], states["redis"]) == ("ok", "ok"), states
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.ended() == 0, gateway.errors
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -457,6 +504,8 @@ def test_where_a_gateway_may_go(name: str) -> None:
         return allows(policies, "egress", labels, to, port, protocol)
 
     assert may_go(Peer("kube-system"), 53, "UDP")
+    assert may_go(Peer(address="169.254.20.10"), 53, "UDP")
+    assert not may_go(Peer(address="169.254.169.254"), 53, "UDP")
     assert may_go(Peer("letta"), 8283)
     assert may_go(Peer("letta"), 4500)
     assert may_go(Peer(address="203.0.113.5"), 443)

@@ -1,12 +1,21 @@
-"""What a release is made of (S16): every part is locked by its hash, and the bill of materials names all of them."""
+"""What a release is made of (S16): every part is locked by its hash, named in the bill of materials, and audited."""
 
+import contextlib
+import http.server
 import re
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import pytest
+
+from tests.audit import audit
+from tests.live.processes import free_port
 
 pytestmark = pytest.mark.services
 
@@ -61,3 +70,57 @@ def test_bill_of_materials_names_what_is_locked_with_its_hashes() -> None:
     assert bill.format == "CycloneDX"
     assert named == locked
     assert all(each.purl == f"pkg:pypi/{each.name}@{each.version}" for each in bill.components)
+
+
+# The audit -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def advisories(status: HTTPStatus, body: bytes) -> Iterator[str]:
+    """Answer for PyPI for as long as the context; the value is where to ask."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's own name
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("found", [0, 1])
+def test_what_the_advisories_say_counts(found: int) -> None:
+    command = [sys.executable, "-c", f"raise SystemExit({found})"]
+    with advisories(HTTPStatus.OK, b'{"vulnerabilities": [{"id": "CVE"}]}') as known:
+        assert [audit(known, command, may_be_unreachable=tolerant) for tolerant in (True, False)] == [found, found]
+
+
+@pytest.mark.parametrize("body", [None, b'{"info": {}}', b"<html>"])
+def test_advisories_that_cannot_be_asked_are_told_of(body: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
+    never = ["/no/such/program"]
+    with contextlib.ExitStack() as stack:
+        known = f"http://127.0.0.1:{free_port()}/"
+        if body is not None:
+            known = stack.enter_context(advisories(HTTPStatus.OK, body))
+        assert [audit(known, never, may_be_unreachable=tolerant) for tolerant in (True, False)] == [0, 1]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second
+    assert first.startswith("audit: PyPI's advisories cannot be asked (")
+
+
+def test_advisories_that_are_not_kept_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with advisories(HTTPStatus.NOT_FOUND, b"") as known:
+        assert audit(known, ["/no/such/program"], may_be_unreachable=True) == 0
+    assert "404" in capsys.readouterr().err
+
+
+def test_ci_audits() -> None:
+    assert "make audit MAY_BE_UNREACHABLE=1\n" in (ROOT / ".ci" / "run").read_text("utf-8")

@@ -26,7 +26,7 @@ from tests.live.postgres import Postgres
 from tests.server.running import JSON, chat_request
 from tests.server.upstream import Upstream
 from tests.server.wire import Answer, ask, connect, until
-from tests.services.systemd import PROGRAM, ROOT, Systemd, refusal, running_systemd
+from tests.services.systemd import PROGRAM, ROOT, Systemd, may_administer, refusal, running_systemd
 from tests.storage.databases import new_database, postgres
 
 __all__ = ["postgres"]  # a fixture that is asked for by name
@@ -151,7 +151,12 @@ def test_loop_that_stands_still_for_five_seconds_restarts_nobody(unit: str) -> N
 @pytest.fixture(scope="module")
 def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
     if reason := refusal():
-        pytest.skip(reason)
+        if may_administer():
+            pytest.fail(
+                f"{reason}. As this process has CAP_SYS_ADMIN, it is not left out: run the tests where it may make "
+                "namespaces and mount cgroup2 (in Docker: --privileged --cgroupns=private)."
+            )
+        pytest.skip(f"{reason}. This process has no CAP_SYS_ADMIN: run the tests as root.")
     with running_systemd(tmp_path_factory.mktemp("systemd")) as machine:
         machine.write("/etc/credstore/letta-gateway.SECRET_KEY", SECRET)
         machine.write("/etc/credstore/letta-gateway.OPERATOR_KEY", "sk-operator\n")

@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gateway.errors import StorageUnavailable
-from gateway.storage.failures import reason_of, translated
+from gateway.storage.failures import NoPrimary, reason_of, translated
 
 
 def of_sqlite(code: int) -> DBAPIError:
@@ -81,6 +81,7 @@ def test_codes_of_the_driver_are_those_of_the_table() -> None:
     ("error", "reason"),
     [
         (ConnectionRefusedError(), "unreachable"),
+        (NoPrimary(), "read-only"),
         (TimeoutError(), "slow"),
         (PoolTimeout(), "slow"),
         (DBAPIError("SELECT", None, Exception(), connection_invalidated=True), "unreachable"),

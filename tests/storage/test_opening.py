@@ -92,6 +92,16 @@ async def test_disk_that_is_full_at_start(tmp_path: Path) -> None:
         assert "the disk is full" in await why_not(SqliteFile(volume.path / "gateway.db"))
 
 
+async def test_whether_it_may_be_opened_later(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    server = PostgresServer(f"postgresql://me@127.0.0.1:{free_port()}/gateway")
+    file = SqliteFile(tmp_path / "file" / "home" / "gateway.db")
+    for address, passes in ((server, True), (file, False)):
+        with pytest.raises(StorageFailed) as raised:
+            await Database.open(address)
+        assert raised.value.passes is passes
+
+
 async def test_server_that_is_not_there() -> None:
     message = await why_not(PostgresServer(f"postgresql://me:secret@127.0.0.1:{free_port()}/gateway"))
     assert message == "the database of LETTA_GATEWAY_DATABASE_URL cannot be reached: check its host and port."

@@ -2,6 +2,7 @@ import pytest
 from sqlalchemy import Connection, insert, select, text
 
 from gateway.storage.address import PostgresServer
+from gateway.storage.failures import NoPrimary
 from gateway.storage.postgres_driver import PostgresDriver
 from gateway.storage.tables import instances
 from tests.storage.databases import opened
@@ -12,6 +13,16 @@ async def test_url_as_libpq_reads_it(postgres_address: PostgresServer) -> None:
     address = PostgresServer(f"{postgres_address.url}&application_name=gateway_test")
     async with opened(address) as database, database.read() as connection:
         assert (await connection.execute(text("SHOW application_name"))).scalar_one() == "gateway_test"
+
+
+@pytest.mark.live
+async def test_server_of_another_kind_than_the_url_asks_for(postgres_address: PostgresServer) -> None:
+    driver = PostgresDriver(f"{postgres_address.url}&target_session_attrs=read-only", connections=1, patience=3.0)
+    try:
+        with pytest.raises(NoPrimary):
+            await driver.transaction(writes=False).execute(text("SELECT 1"), None)
+    finally:
+        await driver.close()
 
 
 @pytest.mark.live
