@@ -14,7 +14,6 @@ import structlog
 from gateway.conversations.directory import Directory
 from gateway.conversations.divergence import instructions, split, spoken
 from gateway.conversations.metering import Payer
-from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.plans import (
     Continued,
     Desk,
@@ -170,7 +169,6 @@ class Chats:
             backend=backend,
             directory=Directory(database, remembers=policy.remembers),
             calls=WaitingCalls(database),
-            gates=OverlayGates(),
             system_prompts=policy.system_prompts,
             tasks=tasks,
             places=places,

@@ -12,7 +12,6 @@ import structlog
 from gateway.conversations.directory import Directory, Pinned
 from gateway.conversations.divergence import DIGEST, digest, digests, split, unseen
 from gateway.conversations.metering import Payer
-from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.errors import GatewayError, SharedStateUnavailable
 from gateway.letta.backend import AgentBackend
@@ -25,7 +24,6 @@ from gateway.translation.agent_turn import (
     Call,
     ClientTool,
     Instructed,
-    Overlay,
     Said,
     ToolResult,
     UserSaid,
@@ -65,7 +63,6 @@ class Desk(msgspec.Struct, frozen=True):
     backend: AgentBackend
     directory: Directory
     calls: WaitingCalls
-    gates: OverlayGates
     system_prompts: SystemPrompts
     tasks: TaskSet
     places: Places
@@ -86,7 +83,6 @@ class Plan:
         self.thread = thread
         self.lease = Lease(thread)
         self.conversation_id: str | None = None
-        self._is_inside = False
         self._is_noted = False
         self._has_returns = False
 
@@ -108,16 +104,10 @@ class Plan:
     async def begin(self, lease: Lease) -> AgentTurn:
         """Return what is said, on the thread that is its own now."""
         self.lease = lease
-        desk, agent_id = self.desk, self.request.agent_id
-        await desk.gates.enter(agent_id)
-        self._is_inside = True
-        if desk.gates.is_left_on(agent_id):
-            await desk.backend.take_off(agent_id)
-            desk.gates.taken_off(agent_id)
         return await self.compose()
 
     async def compose(self) -> AgentTurn:
-        """Return what is said, with the agent's gate passed."""
+        """Return what is said, with the lease at hand."""
         raise NotImplementedError
 
     async def end(self, *, is_delivered: bool) -> None:
@@ -153,12 +143,6 @@ class Plan:
         request = self.request
         await self.desk.calls.settle(request.owner, request.agent_id, self.conversation_id)
 
-    def leave(self) -> None:
-        """Make room for others."""
-        if self._is_inside:
-            self._is_inside = False
-            self.desk.gates.leave(self.request.agent_id)
-
     def turn_of(self, news: tuple[Said, ...], history: tuple[Said, ...] = (), told: str = "") -> AgentTurn:
         """Return a turn of this plan's conversation that says these news."""
         returns = tuple(said for said in news if isinstance(said, ToolResult))
@@ -190,57 +174,45 @@ class Plan:
 
 
 class OwnThread(Plan):
-    """A turn on the agent's own thread: the newest message, and the client's instructions laid over."""
+    """A turn on the agent's own thread: the newest message, and the client's instructions beside it."""
 
     def __init__(self, desk: Desk, request: Request) -> None:
         super().__init__(desk, request, request.agent_id)
-        self._is_overlaid = False
         self._told: bytes | None = None
 
     @property
     def is_quiet(self) -> bool:
-        """Tell that there is nothing to undo or to write down."""
-        return super().is_quiet and not self._is_overlaid and self._told is None
+        """Tell that there is nothing to write down."""
+        return super().is_quiet and self._told is None
 
     async def compose(self) -> AgentTurn:
         """Say the newest message; with results of tools, all that came with them."""
         news = self.request.transcript[split(self.request.transcript) :]
         if not any(isinstance(said, ToolResult) for said in news):
             news = news[-1:]
-        return self.turn_of(news, told=await self._instruct())
-
-    async def _instruct(self) -> str:
-        """Put the instructions on, or return them where they have to be said."""
-        text, desk, agent_id = self.request.instructions, self.desk, self.request.agent_id
+        text, desk = self.request.instructions, self.desk
         if not text or desk.system_prompts == "ignore":
-            return ""
-        may_overlay = desk.system_prompts == "overlay" and desk.backend.capabilities.overlays
-        if may_overlay and desk.gates.overlay(agent_id):
-            self._is_overlaid = True
-            await desk.backend.put_on(agent_id, Overlay(f"{self.request.owner}:{self.request.client}", text))
-            return ""
-        told = _digest_of(text)
-        known = await desk.directory.find(self.request.owner, agent_id, OWN_THREAD, is_news=self.lease.is_news)
+            return self.turn_of(news)
+        if desk.system_prompts == "overlay" and await desk.backend.takes_overlays():
+            return msgspec.structs.replace(self.turn_of(news), overlay=text)
+        return self.turn_of(news, told=await self._to_tell(text))
+
+    async def _to_tell(self, text: str) -> str:
+        """Return the instructions where they have to be said: once, and again when they change."""
+        told, agent_id = _digest_of(text), self.request.agent_id
+        known = await self.desk.directory.find(self.request.owner, agent_id, OWN_THREAD, is_news=self.lease.is_news)
         if known is not None and known.instructions == told:
             return ""
         self._told = told
         return text
 
     async def end(self, *, is_delivered: bool) -> None:
-        """Take the instructions off."""
+        """Write down what was told."""
         request = self.request
-        try:
-            if self._is_overlaid:
-                await self.desk.backend.take_off(request.agent_id)
-                self.desk.gates.taken_off(request.agent_id)
-            if self._told is not None and is_delivered:
-                pinned = Pinned("", (), self._told, is_settled=True)
-                await self.desk.directory.pin(request.owner, request.agent_id, OWN_THREAD, pinned, self.lease.fence)
-            await super().end(is_delivered=is_delivered)
-        finally:
-            if self._is_overlaid:
-                self._is_overlaid = False
-                self.desk.gates.lift(request.agent_id)
+        if self._told is not None and is_delivered:
+            pinned = Pinned("", (), self._told, is_settled=True)
+            await self.desk.directory.pin(request.owner, request.agent_id, OWN_THREAD, pinned, self.lease.fence)
+        await super().end(is_delivered=is_delivered)
 
 
 class PinnedChat(Plan):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -280,6 +281,38 @@ async def test_system_prompt_of_a_chat_is_told_once_and_again_when_it_changes(
     await ask(client, agent, system("Be long."), *before, user("three"), extra_headers=chat)
     seen = seen_by(model)
     assert seen.count("Be brief.") == seen.count("Be long.") == 1
+
+
+async def test_system_prompt_of_a_killed_gateway_is_seen_by_nobody_else(
+    letta: LettaServer, agent: Agent, model: RunningDemoModel
+) -> None:
+    async with gateway_before(letta) as gateway, sdk(gateway) as client:
+        stream = await client.chat.completions.create(
+            model=agent.name, messages=[system("SECRET RULES"), user("count to 100 every 50 ms")], stream=True
+        )
+        await anext(aiter(stream))
+        assert "SECRET RULES" in seen_by(model)
+        gateway.signal(signal.SIGKILL)
+        await gateway.ended()
+    async with gateway_before(letta) as gateway, sdk(gateway) as client:
+        chat = {"X-Letta-Chat-Key": "another"}
+        assert text_of(await ask(client, agent, user("who?"), extra_headers=chat)) == "You said: who?"
+        assert "SECRET RULES" not in seen_by(model)
+
+
+async def test_long_turn_with_a_system_prompt_holds_up_no_other_chat(
+    client: openai.AsyncOpenAI, agent: Agent, model: RunningDemoModel
+) -> None:
+    stream = await client.chat.completions.create(
+        model=agent.name, messages=[system("SECRET RULES"), user("count to 200 every 50 ms")], stream=True
+    )
+    await anext(aiter(stream))
+    for text, chat in (("one", "chat-of-one"), ("two", "chat-of-two")):
+        headers = {"X-Letta-Chat-Key": chat}
+        async with asyncio.timeout(5):
+            assert text_of(await ask(client, agent, user(text), extra_headers=headers)) == f"You said: {text}"
+        assert "SECRET RULES" not in seen_by(model)
+    assert [chunk async for chunk in stream][-1].choices[0].finish_reason == "stop"
 
 
 # Once ----------------------------------------------------------------------------------------------------------------
