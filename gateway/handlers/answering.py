@@ -36,6 +36,7 @@ from gateway.translation.ask import Ask
 
 LONGEST_CLIENT: Final = 64
 LONGEST_KEY: Final = 255
+MOST_DIGITS: Final = 4
 EVENTS: Final = "text/event-stream"
 JSON: Final = "application/json"
 OFF_LOOP: Final = 262_144
@@ -173,7 +174,11 @@ async def identity_of(request: web.Request, body: bytes) -> Identity | None:
     if named:
         key = hashlib.blake2b(named.encode("utf-8", "backslashreplace"), digest_size=32).hexdigest()
         return Identity(owner, f"key {key}", digest, is_explicit=True)
-    return Identity(owner, f"sdk {digest.hex()}", digest, is_explicit=False, is_retry=count not in ("", "0"))
+    return Identity(owner, f"sdk {digest.hex()}", digest, is_explicit=False, retries=_number(count))
+
+
+def _number(count: str) -> int:
+    return int(count[:MOST_DIGITS]) if count.isascii() and count.isdigit() else 0
 
 
 def owner_of(request: web.Request) -> str:

@@ -328,6 +328,17 @@ async def test_retried_request_is_delivered_once(
     assert seen_by(model).count("pay the bill") == 2, "what the user said once, and the answer to it"
 
 
+async def test_answer_that_is_slower_than_the_sdk_is_patient_is_delivered_once(
+    gateway: GatewayProcess, agent: Agent, model: RunningDemoModel
+) -> None:
+    async with sdk(gateway, retries=3) as client:
+        hurried = client.with_options(timeout=1.0)
+        answer = await ask(hurried, agent, user("count to 90 every 50 ms"))
+    assert text_of(answer).endswith("word89")
+    asked = [request for request in model.requests if b"count to 90 every 50 ms" in bytes(request.body)]
+    assert len(asked) == 1
+
+
 # Structured output ---------------------------------------------------------------------------------------------------
 
 

@@ -460,7 +460,7 @@ async def test_instructions_hold_for_every_step_of_their_turn(
     backend: RestBackend, agent: Agent, demo_model: RunningDemoModel
 ) -> None:
     asked = AgentTurn(agent_id=agent.id, news=(user("call weather now"),), tools=(WEATHER,), overlay="Shout.")
-    (call,) = [event for event in await said(backend, asked) if isinstance(event, ToolCallDelta)]
-    returned = (ToolResult(call.call_id, "sunny"),)
+    (call_id,) = calls_of(await said(backend, asked))
+    returned = (ToolResult(call_id, "sunny"),)
     await said(backend, AgentTurn(agent_id=agent.id, returns=returned, tools=(WEATHER,), overlay="Shout."))
     assert "Shout." in system_prompt(demo_model)
