@@ -230,7 +230,7 @@ async def test_chat_survives_a_restart(
 async def test_title_leaves_no_trace(client: openai.AsyncOpenAI, agent: Agent, model: RunningDemoModel) -> None:
     chat = {"X-OpenWebUI-Chat-Id": "titled"}
     one = await ask(client, agent, user("good morning"), extra_headers=chat)
-    title = await ask(client, agent, user("### Task:\nGenerate a title for this chat."), extra_headers=chat)
+    title = await ask(client, agent, user("### Task:\nGenerate a concise title for this chat."), extra_headers=chat)
     assert "### Task:" in text_of(title)
     await ask(client, agent, user("good morning"), said(text_of(one)), user("how are you?"), extra_headers=chat)
     assert "### Task" not in seen_by(model)
