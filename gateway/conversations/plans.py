@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -50,6 +51,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ClientTool, ...]
     is_news: bool = False
     """Whether the transcript is what is new, and the chat's conversation holds the rest."""
+    is_legacy: bool = False
+    """Whether the transcript has calls' names where their ids belong."""
+    ids: Mapping[str, str] = {}
+    """The ids of calls that wait, by their names, where the transcript has only those."""
 
     @property
     def owner(self) -> str:
@@ -145,7 +150,12 @@ class Plan:
 
     def turn_of(self, news: tuple[Said, ...], history: tuple[Said, ...] = (), told: str = "") -> AgentTurn:
         """Return a turn of this plan's conversation that says these news."""
-        returns = tuple(said for said in news if isinstance(said, ToolResult))
+        ids = self.request.ids
+        returns = tuple(
+            msgspec.structs.replace(said, call_id=ids.get(said.call_id, said.call_id))
+            for said in news
+            if isinstance(said, ToolResult)
+        )
         self._has_returns = bool(returns)
         instructed = (Instructed(told),) if told else ()
         is_question = not returns and any(isinstance(said, UserSaid) for said in news)
@@ -275,7 +285,8 @@ class PinnedChat(Plan):
             await self._forget()
             return
         if self.heard.stop is not None:
-            await self._pin((*self._holds, digest(self.heard.said)), is_settled=True)
+            said = _by_names(self.heard.said) if self.request.is_legacy else self.heard.said
+            await self._pin((*self._holds, digest(said)), is_settled=True)
         await super().end(is_delivered=is_delivered)
 
     async def forget(self) -> None:
@@ -348,6 +359,11 @@ class Continued(Plan):
 def thread_of(waiting: WaitingCall) -> str:
     """Name what takes one turn at a time where calls wait in a conversation of their own."""
     return f"conversation {waiting.conversation_id}"
+
+
+def _by_names(said: AgentSaid) -> AgentSaid:
+    """Return what the agent said as a client tells it that knows of no ids."""
+    return AgentSaid(said.text, tuple(msgspec.structs.replace(call, call_id=call.name) for call in said.calls))
 
 
 async def _delete(backend: AgentBackend, conversation_id: str) -> None:

@@ -35,6 +35,7 @@ from gateway.translation.agent_events import (
 from gateway.translation.agent_turn import (
     AgentSaid,
     AgentTurn,
+    Call,
     ClientTool,
     Instructed,
     Said,
@@ -506,6 +507,27 @@ async def test_instructions_are_ignored_where_the_operator_wants_that(store: Dat
         await gateway.ask(KIND, user("a"), **fields)
         assert gateway.sent.news == (user("a"),)
         assert gateway.letta.shown == [""]
+
+
+# Functions, which have no ids ----------------------------------------------------------------------------------------
+
+FUNCTION_CALLED = AgentSaid("", (Call("f", "f", "{}"),))
+
+
+@pytest.mark.parametrize("fields", [{"chat": "c-1"}, {}])
+async def test_results_of_functions_go_to_the_calls_that_wait(gateway: Gateway, fields: dict[str, Any]) -> None:
+    told: list[Said] = [user("a")]
+    for number in (1, 2):
+        gateway.letta.play(calls(f"call_{number}"))
+        await gateway.ask(*told, tools=(TOOL,), is_legacy=True, **fields)
+        told += [FUNCTION_CALLED, ToolResult("f", str(number))]
+    gateway.letta.play(answers("A"))
+    await gateway.ask(*told, tools=(TOOL,), is_legacy=True, **fields)
+    assert gateway.sent.returns == (ToolResult("call_2", "2"),)
+    assert [turn.sent.returns for turn in gateway.letta.turns[:2]] == [(), (ToolResult("call_1", "1"),)]
+    await gateway.ask(*told, agent("A"), user("b"), tools=(TOOL,), is_legacy=True, **fields)
+    (place,) = {turn.sent.conversation_id for turn in gateway.letta.turns}
+    assert (gateway.sent.conversation_id, gateway.sent.history, gateway.sent.news) == (place, (), (user("b"),))
 
 
 # Overlays ------------------------------------------------------------------------------------------------------------

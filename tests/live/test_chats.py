@@ -361,10 +361,13 @@ async def test_answer_of_a_schema(client: openai.AsyncOpenAI, agent: Agent) -> N
 # Functions -----------------------------------------------------------------------------------------------------------
 
 
-async def test_functions_as_they_were_before_tools(client: openai.AsyncOpenAI, agent: Agent) -> None:
+@pytest.mark.parametrize("headers", [{}, {"X-Letta-Chat-Key": "functions"}])
+async def test_functions_as_they_were_before_tools(
+    client: openai.AsyncOpenAI, agent: Agent, model: RunningDemoModel, headers: dict[str, str]
+) -> None:
     functions: Any = [TOOLS[0]["function"]]
     question = user("call get_weather now")
-    asked = await ask(client, agent, question, functions=functions)
+    asked = await ask(client, agent, question, functions=functions, extra_headers=headers)
     called = asked.choices[0].message.function_call
     assert called is not None
     assert (asked.choices[0].finish_reason, called.name) == ("function_call", "get_weather")
@@ -376,10 +379,13 @@ async def test_functions_as_they_were_before_tools(client: openai.AsyncOpenAI, a
         message_of(asked),
         {"role": "function", "name": "get_weather", "content": "sunny"},
         functions=functions,
+        extra_headers=headers,
     )
-    assert "sunny" in text_of(answered)
+    assert text_of(answered) == "Tool said: sunny"
+    assert seen_by(model).count("call get_weather now") == 1
+    assert "Result of the tool call" not in seen_by(model)
     stream = await client.chat.completions.create(
-        model=agent.name, messages=[question], functions=functions, stream=True
+        model=agent.name, messages=[question], functions=functions, stream=True, extra_headers=headers
     )
     chunks = [chunk async for chunk in stream]
     pieces = [chunk.choices[0].delta.function_call for chunk in chunks if chunk.choices[0].delta.function_call]
