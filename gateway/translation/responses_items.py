@@ -31,7 +31,6 @@ from gateway.translation.responses_types import (
 )
 
 MOST_ITEMS: Final = 10_000
-LEFT_OUT: Final = "[An image or a file, left out: a tool's result is text here.]"
 
 NotText: TypeAlias = InputImage | InputFile | InputAudio
 
@@ -144,17 +143,15 @@ def _said(item: Item, path: str, *, is_news: bool) -> Said | None:
         case MessageItem(role="user"):
             return _user(item.content, f"{path}.content", is_news=is_news)
         case MessageItem(role="assistant"):
-            return AgentSaid(_text(item.content, f"{path}.content"))
+            return AgentSaid(content.replaced(_joined(item.content, f"{path}.content")))
         case MessageItem():
-            text = _text(item.content, f"{path}.content")
+            text = content.storable(_joined(item.content, f"{path}.content"), f"{path}.content")
             return Instructed(text) if text.strip() else None
         case FunctionCallItem(call_id=call_id, name=name, arguments=arguments):
             called = flat_name(name, item.namespace)
-            return AgentSaid(
-                "", (Call(_call_id(call_id, path), called, content.storable(arguments, f"{path}.arguments")),)
-            )
+            return AgentSaid("", (Call(_call_id(call_id, path), called, content.replaced(arguments)),))
         case FunctionOutputItem(call_id=call_id, output=output):
-            return ToolResult(_call_id(call_id, path), _result(output, f"{path}.output"))
+            return ToolResult(_call_id(call_id, path), _result(output))
         case _:
             return None
 
@@ -182,21 +179,21 @@ def _part(part: ContentPart, path: str) -> Part:
             return Text(content.text(_text_of(part), f"{path}.text"))
 
 
-def _text(said: str | list[ContentPart], path: str) -> str:
+def _joined(said: str | list[ContentPart], path: str) -> str:
     if isinstance(said, str):
-        return content.storable(said, path)
+        return said
     for index, part in enumerate(said):
         if isinstance(part, NotText):
             raise _unsupported(f"{path}[{index}]")
-    return content.storable("\n\n".join(_text_of(part) for part in said), path)
+    return "\n\n".join(_text_of(part) for part in said)
 
 
-def _result(output: str | list[ContentPart], path: str) -> str:
-    """Return a result's text: an image in it is said to be missing, as refusing it would end the chat for good."""
+def _result(output: str | list[ContentPart]) -> str:
+    """Return a result's text."""
     if isinstance(output, str):
-        return content.storable(output, path)
-    texts = [LEFT_OUT if isinstance(part, NotText) else _text_of(part) for part in output]
-    return content.storable("\n\n".join(texts), path)
+        return content.replaced(output)
+    texts = [content.LEFT_OUT if isinstance(part, NotText) else _text_of(part) for part in output]
+    return content.replaced("\n\n".join(texts))
 
 
 def _text_of(part: ContentPart) -> str:

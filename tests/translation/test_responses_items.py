@@ -15,7 +15,8 @@ from gateway.translation.agent_turn import (
     ToolResult,
     UserSaid,
 )
-from gateway.translation.responses_items import LEFT_OUT, items_by_id, merged, read_items, transcript
+from gateway.translation.content import LEFT_OUT
+from gateway.translation.responses_items import items_by_id, merged, read_items, transcript
 
 HI = {"role": "user", "content": "Hi"}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -107,6 +108,11 @@ def test_calls_of_two_rounds_are_two_messages() -> None:
 def test_output_in_parts_says_what_is_missing() -> None:
     parts = [part("input_text", "Here:"), {"type": "input_image", "image_url": PIXEL}, {"type": "input_file"}]
     assert said(HI, call("a"), output("a", parts))[-1] == ToolResult("a", f"Here:\n\n{LEFT_OUT}\n\n{LEFT_OUT}")
+
+
+def test_what_machines_wrote_is_never_refused() -> None:
+    texts = said(HI, message("assistant", part("output_text", "a\0b")), call("a", arguments="\0"), output("a", "\0c"))
+    assert texts[1:] == (AgentSaid("a\ufffdb", (Call("a", "f", "\ufffd"),)), ToolResult("a", "\ufffdc"))
 
 
 def test_empty_output_is_a_result() -> None:
