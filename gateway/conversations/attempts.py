@@ -229,6 +229,11 @@ class Attempt:
             self._producer.cancel()
 
 
+class _Named(msgspec.Struct, frozen=True):
+    attempt: Attempt
+    shown: Callable[[], bytes]
+
+
 class Attempts:
     """All answers that somebody may ask for again."""
 
@@ -237,7 +242,7 @@ class Attempts:
         self._tasks = tasks
         self._places = places
         self._known: OrderedDict[tuple[str, str], tuple[float, Attempt]] = OrderedDict()
-        self._named: dict[tuple[str, str], Attempt] = {}
+        self._named: dict[tuple[str, str], _Named] = {}
 
     async def find(self, identity: Identity) -> Attempt | Outcome | None:
         """Return the answer that a request repeats; None where it is the first.
@@ -262,10 +267,13 @@ class Attempts:
             raise OutcomeUnknown
         return outcome
 
-    async def name(self, owner: str, name: str, attempt: Attempt) -> None:
-        """Let an answer that is about to be produced be found by its name, from other gateways too."""
+    async def name(self, owner: str, name: str, attempt: Attempt, shown: Callable[[], bytes]) -> None:
+        """Let an answer that is about to be produced be found by its name, from other gateways too.
+
+        ``shown`` tells how far it has come.
+        """
         await self._places.take(_place_of_name(owner, name), LONGEST)
-        self._named[owner, name] = attempt
+        self._named[owner, name] = _Named(attempt, shown)
         self._tasks.spawn(self._forget_name(owner, name, attempt), "forget name")
 
     async def _forget_name(self, owner: str, name: str, attempt: Attempt) -> None:
@@ -273,17 +281,26 @@ class Attempts:
         del self._named[owner, name]
         await self._places.leave(_place_of_name(owner, name))
 
+    def so_far(self, owner: str, name: str) -> bytes | None:
+        """Return how far an answer has come that is under way here; None where there is none of that name."""
+        named = self._named.get((owner, name))
+        return None if named is None else named.shown()
+
+    async def check_elsewhere(self, owner: str, name: str) -> None:
+        """Raise ``HeldElsewhere`` where another gateway has an answer of that name under way."""
+        await self._places.check(_place_of_name(owner, name))
+
     async def cancel(self, owner: str, name: str) -> bool:
         """Cancel an answer that is under way, and see it end; False where there is none of that name.
 
         Raises ``HeldElsewhere`` where another gateway answers it.
         """
-        attempt = self._named.get((owner, name))
-        if attempt is None:
-            await self._places.check(_place_of_name(owner, name))
+        named = self._named.get((owner, name))
+        if named is None:
+            await self.check_elsewhere(owner, name)
             return False
-        attempt.cancel()
-        await attempt.over.wait()
+        named.attempt.cancel()
+        await named.attempt.over.wait()
         return True
 
     async def begin(self, attempt: Attempt) -> Attempt | None:

@@ -98,6 +98,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     ``own_agent`` is asked on its own thread, whatever the headers say; None: the agent that the ask's model names.
     ``shows_activity`` where what the agent's own tools do is shown, whatever the settings say.
     ``is_heard_out`` where the answer is to come to its end though its client went away.
+    ``so_far`` tells others how far it has come, who ask for it by the keeper's name.
     """
 
     source: str
@@ -108,6 +109,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     own_agent: str | None = None
     shows_activity: bool = False
     is_heard_out: bool = False
+    so_far: Callable[[], bytes] | None = None
 
 
 async def answer(
@@ -148,9 +150,9 @@ async def _known_attempt(request: web.Request, asked: Asked) -> Attempt | Outcom
     earlier = await attempts.begin(attempt)
     if earlier is not None:
         return earlier
-    if asked.keeper is not None and asked.keeper.name is not None:
+    if asked.keeper is not None and asked.keeper.name is not None and asked.so_far is not None:
         try:
-            await attempts.name(owner_of(request), asked.keeper.name, attempt)
+            await attempts.name(owner_of(request), asked.keeper.name, attempt, asked.so_far)
         except BaseException as error:
             attempt.never_was(error)
             await attempts.end(attempt)

@@ -194,10 +194,21 @@ class ResponseAnswer:
 
     def cancelled(self) -> bytes:
         """Return the answer as JSON where it was cancelled on its way: what was gathered, incomplete."""
-        shown = [item for item in self._items if item.status == "in_progress"]
-        for item in shown:
-            self._close(item, "incomplete")
+        self._break_off()
         return _ENCODER.encode(self.so_far(self._echo, "cancelled"))
+
+    def failed(self, error: GatewayError) -> bytes:
+        """Return the answer as JSON where it failed on its way: what was gathered, incomplete, and why."""
+        self._break_off()
+        return _ENCODER.encode(self.so_far(self._echo, "failed", ResponseError(error_code(error), error.message)))
+
+    def under_way(self) -> bytes:
+        """Return the answer as JSON while it comes."""
+        return _ENCODER.encode(self.so_far(self._echo, "in_progress"))
+
+    def _break_off(self) -> None:
+        for item in [item for item in self._items if item.status == "in_progress"]:
+            self._close(item, "incomplete")
 
     def response(self, echo: Echo) -> Response:
         """Return the answer at its end, with this echo of the request."""

@@ -115,6 +115,14 @@ class ResponsesStream:
         """Return the answer as JSON where it was cancelled on its way."""
         return self._answer.cancelled()
 
+    def failed(self, error: GatewayError) -> bytes:
+        """Return the answer as JSON where it failed on its way."""
+        return self._answer.failed(error)
+
+    def under_way(self) -> bytes:
+        """Return the answer as JSON while it comes."""
+        return self._answer.under_way()
+
     def output_items(self) -> bytes:
         """Return the items of the output as a JSON array."""
         return self._answer.output_items()

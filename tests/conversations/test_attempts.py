@@ -391,9 +391,10 @@ async def test_key_stands_for_a_day(attempts: Attempts) -> None:
 async def test_answer_is_cancelled_by_its_name(attempts: Attempts, tasks: TaskSet) -> None:
     attempt, producer = Attempt(EVENTS), Producer()
     attempt.start(tasks, producer)
-    await attempts.name("anna", "resp_1", attempt)
+    await attempts.name("anna", "resp_1", attempt, lambda: b"{}")
     await asyncio.sleep(0)
     assert not await attempts.cancel("ben", "resp_1")
+    assert (attempts.so_far("ben", "resp_1"), attempts.so_far("anna", "resp_1")) == (None, b"{}")
     assert await attempts.cancel("anna", "resp_1")
     assert producer.was_cancelled
     await until(lambda: not attempts._named)

@@ -203,6 +203,55 @@ async def test_failure_in_the_middle(gateway: Running, client: openai.AsyncOpenA
     assert events[-1].type == "response.failed"
     assert events[-1].response.error is not None
     assert events[-1].response.error.code == "server_error"
+    stored = await client.responses.retrieve(events[-1].response.id)
+    assert (stored.status, stored.output_text) == ("failed", "Hel")
+    assert stored.error == events[-1].response.error
+    await client.responses.create(model="friend", input="And now?", previous_response_id=stored.id)
+    assert sent(gateway).history == (user("Hello?"), AgentSaid("Hel")), "the message was delivered"
+    assert sent(gateway).news == (user("And now?"),)
+
+
+async def test_response_that_is_under_way(gateway: Running, client: openai.AsyncOpenAI) -> None:
+    gate = asyncio.Event()
+    gateway.backend.play(Script(([TextDelta("Hel")], Hold(gate), [TextDelta("lo")], ALL)))
+    stream = await client.responses.create(model="friend", input="Hello?", stream=True)
+    response_id = ""
+    async for event in stream:
+        if event.type == "response.created":
+            response_id = event.response.id
+        if event.type != "response.output_text.delta" or gate.is_set():
+            continue
+        assert (await client.responses.retrieve(response_id)).status == "in_progress"
+        for asking in (
+            client.responses.delete(response_id),
+            client.responses.input_items.list(response_id),
+            client.responses.create(model="friend", input="Hi", previous_response_id=response_id),
+        ):
+            with pytest.raises(openai.ConflictError) as busy:
+                await asking
+            assert busy.value.code == "conversation_busy"
+        gate.set()
+    assert len(gateway.backend.turns) == 1
+    stored = await client.responses.retrieve(response_id)
+    assert (stored.status, stored.output_text) == ("completed", "Hello")
+
+
+async def test_response_whose_client_leaves_is_stored_as_cancelled(
+    gateway: Running, client: openai.AsyncOpenAI
+) -> None:
+    gateway.backend.play(Script(([TextDelta("Hel")], Hang())))
+    stream = await client.responses.create(model="friend", input="Hello?", stream=True)
+    response_id = ""
+    async for event in stream:
+        if event.type == "response.created":
+            response_id = event.response.id
+        if event.type == "response.output_text.delta":
+            break
+    await stream.close()
+    async with asyncio.timeout(5):
+        while (stored := await client.responses.retrieve(response_id)).status == "in_progress":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (stored.status, stored.output_text) == ("cancelled", "Hel")
 
 
 async def test_failure_before_the_first_byte_is_a_status(gateway: Running) -> None:
