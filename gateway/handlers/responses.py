@@ -12,10 +12,11 @@ from gateway import keys
 from gateway.conversations.attempts import Attempts
 from gateway.conversations.chats import ChatTurn
 from gateway.conversations.responses import StoredResponse
-from gateway.errors import ConversationBusy, GatewayError, InvalidRequest, ResponseNotFound
+from gateway.errors import ConversationBusy, GatewayError, InvalidRequest, ResponseNotFound, UnsupportedParameter
 from gateway.handlers.answering import Asked, answer, identity_of, owner_of, taken_apart
 from gateway.handlers.json_answers import json_answer
 from gateway.handlers.keeping import AnswerEnd
+from gateway.handlers.queries import query_of
 from gateway.translation.ask import Ask
 from gateway.translation.responses_answer import ResponseAnswer, response_of
 from gateway.translation.responses_input_items import input_items, listed
@@ -23,7 +24,7 @@ from gateway.translation.responses_items import items_by_id
 from gateway.translation.responses_request import ask_of, decode, echo_of, namespaced, references
 from gateway.translation.responses_stored import output_of, said_before
 from gateway.translation.responses_stream import ResponsesStream
-from gateway.translation.responses_types import DeletedResponse, Item, ResponsesRequest
+from gateway.translation.responses_types import DeletedResponse, InputItemsQuery, Item, ResponseQuery, ResponsesRequest
 
 LONGEST_CHAIN: Final = 500
 """Responses that one may follow, each the one before."""
@@ -55,6 +56,10 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 async def retrieve(request: web.Request) -> web.Response:
     """Answer a stored response, or how far one has come that is under way."""
+    if query_of(request, ResponseQuery).stream:
+        raise UnsupportedParameter(
+            "Unsupported parameter: 'stream'. A stored response is not streamed again: leave it out.", param="stream"
+        )
     so_far = request.app[keys.ATTEMPTS].so_far(owner_of(request), request.match_info["response"])
     body = (await _stored(request)).response if so_far is None else so_far
     return web.Response(body=body, content_type="application/json")
@@ -62,8 +67,9 @@ async def retrieve(request: web.Request) -> web.Response:
 
 async def list_input_items(request: web.Request) -> web.Response:
     """Answer what a stored response was asked with."""
+    wanted = query_of(request, InputItemsQuery)
     stored = await _stored(request)
-    return json_answer(listed(stored.input_items))
+    return json_answer(listed(stored.input_items, wanted))
 
 
 async def delete(request: web.Request) -> web.Response:

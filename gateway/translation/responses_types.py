@@ -356,6 +356,20 @@ class DeletedResponse(Struct, frozen=True):
     deleted: bool = True
 
 
+class ResponseQuery(Struct):
+    """The query of ``GET /v1/responses/{id}``; ``stream`` is refused."""
+
+    stream: bool = False
+
+
+class InputItemsQuery(Struct):
+    """Which of a response's input items are wanted; ``after`` is the id of the one before them."""
+
+    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
+
+
 class InputItemList(Struct, frozen=True):
     """The items of a request, as ``GET /v1/responses/{id}/input_items`` lists them."""
 

@@ -146,6 +146,20 @@ async def test_unstored_response_is_not_to_be_had(client: openai.AsyncOpenAI) ->
         assert gone.value.code == "response_not_found"
 
 
+async def test_pages_of_input_items(gateway: Running, client: openai.AsyncOpenAI) -> None:
+    said: Any = [{"role": "user", "content": str(number)} for number in range(5)]
+    made = await client.responses.create(model="friend", input=said)
+    listed = [item.to_dict()["content"] async for item in client.responses.input_items.list(made.id, limit=2)]
+    assert [content[0]["text"] for content in listed] == ["4", "3", "2", "1", "0"]  # type: ignore[index]
+    path = f"/v1/responses/{made.id}"
+    for query, param in (("limit=abc", "limit"), ("limit=0", "limit"), ("order=up", "order"), ("after=x", "after")):
+        answer = await gateway.ask("GET", f"{path}/input_items?{query}")
+        assert (answer.status, answer.error["param"]) == (400, param)
+    answer = await gateway.ask("GET", f"{path}?stream=true")
+    assert (answer.status, answer.code, answer.error["param"]) == (400, "unsupported_parameter", "stream")
+    assert (await gateway.ask("GET", f"{path}?stream=false")).status == 200
+
+
 async def test_deleted_response(client: openai.AsyncOpenAI) -> None:
     made = await client.responses.create(model="friend", input="Hello?")
     await client.responses.delete(made.id)
