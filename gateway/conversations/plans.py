@@ -36,6 +36,15 @@ SystemPrompts: TypeAlias = Literal["overlay", "message", "ignore"]
 OWN_THREAD: Final = ""
 """The name under which an agent's own thread is written down, where chats have their identities."""
 
+HOLD_AGAIN: Final = (
+    "From here on, the instructions that you were given before hold again, in place of those in between: the ones that "
+    "begin with {beginning!r}."
+)
+BEGINNING: Final = 120
+"""Characters by which an agent knows which instructions are meant."""
+LONG: Final = 400
+"""Characters up to which instructions are said again as they are."""
+
 _log: Final = structlog.get_logger("gateway.chats")
 
 
@@ -208,20 +217,29 @@ class OwnThread(Plan):
         return self.turn_of(news, told=await self._to_tell(text))
 
     async def _to_tell(self, text: str) -> str:
-        """Return the instructions where they have to be said: once, and again when they change."""
-        told, agent_id = _digest_of(text), self.request.agent_id
-        known = await self.desk.directory.find(self.request.owner, agent_id, OWN_THREAD, is_news=self.lease.is_news)
-        if known is not None and known.instructions == told:
+        """Return what has to be said of the instructions: all, once and when they change; that they hold again.
+
+        The thread is all clients', each with instructions of its own: what holds is what was said last.
+        """
+        told = _digest_of(text)
+        if await self._told_to(OWN_THREAD) == told:
             return ""
         self._told = told
-        return text
+        is_known = await self._told_to(_told_by(self.request.client)) == told
+        return HOLD_AGAIN.format(beginning=text[:BEGINNING]) if is_known and len(text) > LONG else text
+
+    async def _told_to(self, chat: str) -> bytes | None:
+        request = self.request
+        known = await self.desk.directory.find(request.owner, request.agent_id, chat, is_news=self.lease.is_news)
+        return None if known is None else known.instructions
 
     async def end(self, *, is_delivered: bool) -> None:
         """Write down what was told."""
         request = self.request
         if self._told is not None and is_delivered:
             pinned = Pinned("", (), self._told, is_settled=True)
-            await self.desk.directory.pin(request.owner, request.agent_id, OWN_THREAD, pinned, self.lease.fence)
+            for chat in (_told_by(request.client), OWN_THREAD):
+                await self.desk.directory.pin(request.owner, request.agent_id, chat, pinned, self.lease.fence)
         await super().end(is_delivered=is_delivered)
 
 
@@ -371,6 +389,11 @@ async def _delete(backend: AgentBackend, conversation_id: str) -> None:
         await backend.delete_conversation(conversation_id)
     except GatewayError as error:
         _log.warning("conversation not deleted", code=error.code)
+
+
+def _told_by(client: str) -> str:
+    """Return the name under which is written down what a client told on an agent's own thread: no chat's name."""
+    return f"\n{hashlib.blake2b(client.encode('utf-8', 'surrogatepass'), digest_size=DIGEST).hexdigest()}"
 
 
 def _digest_of(text: str) -> bytes:

@@ -581,6 +581,23 @@ async def test_instructions_are_told_once_and_again_after_a_change(store: Databa
         assert set(gateway.letta.shown) == {""}
 
 
+async def test_long_instructions_of_two_clients_are_told_once_and_named_then(store: Database) -> None:
+    one, other = (Instructed(f"{text} " * 200) for text in ("Be kind.", "Be brief."))
+    async with gateway_on(store, system_prompts="message") as gateway:
+        for client, instructions in (("one", one), ("other", other)):
+            await gateway.ask(instructions, user("a"), client=client)
+            assert instructed(gateway.sent) == [instructions.text]
+        for client, instructions in (("one", one), ("other", other), ("one", one)):
+            await gateway.ask(instructions, user("a"), client=client)
+            (told,) = instructed(gateway.sent)
+            assert instructions.text[:100] in told
+            assert len(told) < 400
+            await gateway.ask(instructions, user("b"), client=client)
+            assert instructed(gateway.sent) == []
+        await gateway.ask(Instructed("New. " * 200), user("c"), client="one")
+        assert instructed(gateway.sent) == ["New. " * 200]
+
+
 async def test_instructions_that_were_surely_not_delivered_are_told_again(store: Database) -> None:
     async with gateway_on(store, system_prompts="message") as gateway:
         gateway.letta.play(Script(opening=(NOT_DELIVERED,)))
