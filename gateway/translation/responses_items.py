@@ -19,6 +19,7 @@ from gateway.translation.responses_parts import read_part
 from gateway.translation.responses_types import (
     MAX_ID,
     ContentPart,
+    CustomCallItem,
     FunctionCallItem,
     FunctionOutputItem,
     IgnoredItem,
@@ -27,10 +28,13 @@ from gateway.translation.responses_types import (
     InputImage,
     Item,
     ItemReference,
+    LocalShellCallItem,
+    LocalShellOutputItem,
     MessageItem,
 )
 
 MOST_ITEMS: Final = 10_000
+LOCAL_SHELL: Final = "local_shell"
 
 NotText: TypeAlias = InputImage | InputFile | InputAudio
 
@@ -47,6 +51,10 @@ _KINDS: Final[dict[str, msgspec.json.Decoder[Item]]] = {
     "message": msgspec.json.Decoder(MessageItem),
     "function_call": msgspec.json.Decoder(FunctionCallItem),
     "function_call_output": msgspec.json.Decoder(FunctionOutputItem),
+    "custom_tool_call": msgspec.json.Decoder(CustomCallItem),
+    "custom_tool_call_output": msgspec.json.Decoder(FunctionOutputItem),
+    "local_shell_call": msgspec.json.Decoder(LocalShellCallItem),
+    "local_shell_call_output": msgspec.json.Decoder(LocalShellOutputItem),
     "item_reference": msgspec.json.Decoder(ItemReference),
 }
 _IGNORED: Final = IgnoredItem()
@@ -135,7 +143,8 @@ def _last_said(items: Sequence[Item]) -> int:
 
 
 def _is_agents(item: Item) -> bool:
-    return isinstance(item, FunctionCallItem) or (isinstance(item, MessageItem) and item.role == "assistant")
+    is_call = isinstance(item, FunctionCallItem | CustomCallItem | LocalShellCallItem)
+    return is_call or (isinstance(item, MessageItem) and item.role == "assistant")
 
 
 def _said(item: Item, path: str, *, is_news: bool) -> Said | None:
@@ -150,6 +159,13 @@ def _said(item: Item, path: str, *, is_news: bool) -> Said | None:
         case FunctionCallItem(call_id=call_id, name=name, arguments=arguments):
             called = flat_name(name, item.namespace)
             return AgentSaid("", (Call(_call_id(call_id, path), called, content.replaced(arguments)),))
+        case CustomCallItem(call_id=call_id, name=name, input=text):
+            return AgentSaid("", (Call(_call_id(call_id, path), name, content.replaced(text)),))
+        case LocalShellCallItem(call_id=str(call_id), action=action):
+            done = content.replaced(bytes(action).decode())
+            return AgentSaid("", (Call(_call_id(call_id, path), LOCAL_SHELL, done),))
+        case LocalShellOutputItem(output=output):
+            return ToolResult(_call_id(item.call_id or item.id, path), content.replaced(output))
         case FunctionOutputItem(call_id=call_id, output=output):
             return ToolResult(_call_id(call_id, path), _result(output))
         case _:

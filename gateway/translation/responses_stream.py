@@ -192,7 +192,9 @@ class ResponsesStream:
     def _tell_closed(self, item: Gathered, out: list[bytes]) -> None:
         wire, text = WIRES[item.kind], item.text.getvalue()
         part = _part(item, text)
-        if part is UNSET:
+        if item.kind == "custom_tool_call":
+            self._add(msgspec.structs.replace(self._event(wire.done, item), input=text), out)
+        elif part is UNSET:
             self._add(self._event(wire.done, item, arguments=text), out)
         else:
             self._add(self._event(wire.done, item, text=text), out)

@@ -118,6 +118,27 @@ async def test_tool_loop(gateway: Running, client: openai.AsyncOpenAI) -> None:
     assert [tool.name for tool in sent(gateway).tools] == ["get_weather"]
 
 
+async def test_loop_of_a_custom_tool(gateway: Running, client: openai.AsyncOpenAI) -> None:
+    called: Batch = [ToolCallDelta("c-1", "apply_patch", '{"in'), ToolCallDelta("c-1", None, 'put": "*** Begin\\n"}')]
+    gateway.backend.play(Script((called, [Stop("requires_approval")])))
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
+    patch: Any = {"type": "custom", "name": "apply_patch", "description": "Edits files.", "format": grammar}
+    asked = await client.responses.create(model="friend", input="fix it", tools=[patch])
+    (offered,) = sent(gateway).tools
+    assert (offered.name, "start: /.+/" in offered.description) == ("apply_patch", True)
+    (call,) = asked.output
+    assert call.type == "custom_tool_call"
+    assert (call.call_id, call.name, call.input) == ("c-1", "apply_patch", "*** Begin\n")
+    said: Any = [
+        {"role": "user", "content": "fix it"},
+        call.to_dict(),
+        {"type": "custom_tool_call_output", "call_id": "c-1", "output": "Done!"},
+    ]
+    done = await client.responses.create(model="friend", input=said, tools=[patch])
+    assert done.output_text == "Hello, world!"
+    assert sent(gateway).returns == (ToolResult("c-1", "Done!"),)
+
+
 async def test_conversation_that_is_named_holds_what_came_before(gateway: Running, client: openai.AsyncOpenAI) -> None:
     for text in ("one", "two", "three"):
         await client.responses.create(model="friend", input=text, conversation="conv_42")
