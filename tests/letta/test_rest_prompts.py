@@ -147,12 +147,21 @@ async def test_memory_that_changes_while_a_prompt_is_compiled(
 # A client's instructions ---------------------------------------------------------------------------------------------
 
 
+async def say(backend: RestBackend, turn: AgentTurn) -> None:
+    running = backend.turn(turn)
+    try:
+        await running.open()
+        await heard(running)
+    finally:
+        running.close()
+
+
 async def test_instructions_go_beside_the_prompt_and_stay_nowhere(
     server: RecordingServer, backend: RestBackend
 ) -> None:
-    server.on("recompile", status(200, "I am {Milo}."))
+    server.on("recompile", status(200, '"I am {Milo}."'))
     told = AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),), overlay="Be {kind}.")
-    await heard(backend.turn(told))
+    await say(backend, told)
     (compiled,) = server.asked("recompile")
     assert compiled.query == {"dry_run": "true"}
     (sent,) = server.asked("turn")
@@ -163,7 +172,7 @@ async def test_instructions_go_beside_the_prompt_and_stay_nowhere(
 
 
 async def test_turn_without_instructions_leaves_the_prompt_alone(server: RecordingServer, backend: RestBackend) -> None:
-    await heard(backend.turn(AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),))))
+    await say(backend, AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),)))
     (sent,) = server.asked("turn")
     assert "override_system" not in sent.json()
     assert server.asked("recompile") == []
@@ -172,5 +181,5 @@ async def test_turn_without_instructions_leaves_the_prompt_alone(server: Recordi
 async def test_agent_that_is_gone_when_it_is_instructed(server: RecordingServer, backend: RestBackend) -> None:
     server.on("recompile", status(404, {"detail": "no such agent"}))
     with pytest.raises(AgentGone):
-        await heard(backend.turn(AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),), overlay="Be kind.")))
+        await say(backend, AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),), overlay="Be kind."))
     assert server.asked("turn") == []
