@@ -32,8 +32,9 @@ FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 8.0
 """Seconds that the SDKs wait at most before their first try again, which double with each, and before any
 (openai-python 3.52, ``INITIAL_RETRY_DELAY`` and ``MAX_RETRY_DELAY``)."""
-SLACK: Final = 0.4
-"""Seconds for which a turn waits beyond that for the next try, when its client left before an answer began."""
+SLACK: Final = 1.2
+"""Times that for which a turn waits for the next try, when its client left before an answer began: one that is gone
+for good ends within a second."""
 REMEMBER: Final = 60.0
 """Seconds from its end for which an SDK's request is answered again from memory."""
 MOST_KEPT: Final = 16_777_216
@@ -408,7 +409,7 @@ def _same(identity: Identity, attempt: Attempt) -> Attempt:
 
 def _until_next(retries: int) -> float:
     """Return the seconds within which an SDK sends a request again that it has sent so often before."""
-    return min(FIRST_PAUSE * float(2 ** min(retries, 10)), LONGEST_PAUSE) + SLACK
+    return min(FIRST_PAUSE * float(2 ** min(retries, 10)), LONGEST_PAUSE) * SLACK
 
 
 def _check(identity: Identity, digest: bytes) -> None:

@@ -206,8 +206,7 @@ async def test_listener_that_leaves_after_the_end_ends_nothing(tasks: TaskSet) -
 
 
 async def test_answer_that_has_not_begun_waits_for_the_sdk(tasks: TaskSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(module, "SLACK", 0.05)
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.1)
     attempt, client, producer = Attempt(EVENTS, sdk()), Client(), Producer()
     attempt.start(tasks, producer)
     attempt.join(client)
@@ -224,7 +223,7 @@ async def test_each_further_try_of_the_sdk_is_waited_for_longer(
     attempts: Attempts, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.04)
-    monkeypatch.setattr(module, "SLACK", 0.04)
+    monkeypatch.setattr(module, "SLACK", 2.0)
     attempt, producer = Attempt(EVENTS, sdk()), Producer()
     await attempts.begin(attempt)
     attempt.start(tasks, producer)
@@ -238,7 +237,7 @@ async def test_each_further_try_of_the_sdk_is_waited_for_longer(
     await until(lambda: producer.was_cancelled)
 
 
-@pytest.mark.parametrize(("retries", "seconds"), [(0, 0.9), (1, 1.4), (2, 2.4), (3, 4.4), (4, 8.4), (9_999, 8.4)])
+@pytest.mark.parametrize(("retries", "seconds"), [(0, 0.6), (1, 1.2), (2, 2.4), (3, 4.8), (4, 9.6), (9_999, 9.6)])
 def test_how_long_the_sdk_is_waited_for(retries: int, seconds: float) -> None:
     assert module._until_next(retries) == pytest.approx(seconds)
 
