@@ -262,7 +262,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Literal["overlay", "message", "ignore"],
         _row(
             "LETTA_GATEWAY_SYSTEM_PROMPTS",
-            "System messages on an agent's own thread: a memory block for the turn, a message, or nothing.",
+            "System messages on an agent's own thread: beside its prompt for the turn, a message, or nothing.",
         ),
     ] = "overlay"
     tool_activity: Annotated[

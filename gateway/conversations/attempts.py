@@ -28,11 +28,15 @@ from gateway.errors import (
 from gateway.shared_state.places import Places
 from gateway.tasks import TaskSet
 
-LINGER: Final = 0.6
-"""Seconds for which a turn waits for the SDK's next try, when its client left before an answer began: it comes within
-half a second (openai-python 3.52, ``INITIAL_RETRY_DELAY``), and the turn of a client that is gone ends within one."""
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 8.0
+"""Seconds that the SDKs wait at most before their first try again, which double with each, and before any
+(openai-python 3.52, ``INITIAL_RETRY_DELAY`` and ``MAX_RETRY_DELAY``)."""
+SLACK: Final = 1.2
+"""Times that for which a turn waits for the next try, when its client left before an answer began: one that is gone
+for good ends within a second."""
 REMEMBER: Final = 60.0
-"""Seconds for which an SDK's request is answered again from memory."""
+"""Seconds from its end for which an SDK's request is answered again from memory."""
 MOST_KEPT: Final = 16_777_216
 """Bytes of an answer that is kept to be told again."""
 MOST_BEGINNING: Final = 32_768
@@ -62,13 +66,16 @@ class Listener(Protocol):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What makes two requests one: ``digest`` is that of what is asked; ``is_explicit`` where the client named it."""
+    """What makes two requests one: ``digest`` is that of what is asked; ``is_explicit`` where the client named it.
+
+    ``retries`` is how often an SDK has sent it before.
+    """
 
     owner: str
     key: str
     digest: bytes
     is_explicit: bool
-    is_retry: bool = False
+    retries: int = 0
 
 
 class Attempt:
@@ -82,6 +89,7 @@ class Attempt:
     def __init__(self, content_type: str, identity: Identity | None = None, *, is_heard_out: bool = False) -> None:
         self.content_type = content_type
         self.identity = identity
+        self._retries = 0 if identity is None else identity.retries
         self._is_heard_out = is_heard_out
         self.pieces: list[bytes] = []
         self.size = 0
@@ -109,6 +117,10 @@ class Attempt:
     def is_abandoned(self) -> bool:
         """Tell whether it ended without an outcome."""
         return self.over.is_set() and not self.is_complete
+
+    def repeated_by(self, identity: Identity) -> None:
+        """Note that it is asked for again."""
+        self._retries = max(self._retries, identity.retries)
 
     def may_be_repeated(self, error: GatewayError) -> bool:
         """Tell whether the same request is a new one after this failure: nobody heard an answer, or the agent of it."""
@@ -199,7 +211,7 @@ class Attempt:
         if self.identity is None or (self.begun and not self.identity.is_explicit):
             self._give_up()
         elif not self.identity.is_explicit:
-            self._leaving = asyncio.get_running_loop().call_later(LINGER, self._give_up)
+            self._leaving = asyncio.get_running_loop().call_later(_until_next(self._retries), self._give_up)
 
     def _look_for_only(self) -> None:
         """Keep at hand what each piece is handed to, where one listens as nearly always."""
@@ -218,6 +230,11 @@ class Attempt:
             self._producer.cancel()
 
 
+class _Named(msgspec.Struct, frozen=True):
+    attempt: Attempt
+    shown: Callable[[], bytes]
+
+
 class Attempts:
     """All answers that somebody may ask for again."""
 
@@ -226,7 +243,7 @@ class Attempts:
         self._tasks = tasks
         self._places = places
         self._known: OrderedDict[tuple[str, str], tuple[float, Attempt]] = OrderedDict()
-        self._named: dict[tuple[str, str], Attempt] = {}
+        self._named: dict[tuple[str, str], _Named] = {}
 
     async def find(self, identity: Identity) -> Attempt | Outcome | None:
         """Return the answer that a request repeats; None where it is the first.
@@ -236,10 +253,10 @@ class Attempts:
         """
         self._forget_old()
         known = self._known.get((identity.owner, identity.key))
-        if known is not None and (identity.is_explicit or identity.is_retry) and not known[1].is_abandoned:
+        if known is not None and (identity.is_explicit or identity.retries) and not known[1].is_abandoned:
             return _same(identity, known[1])
         if not identity.is_explicit:
-            if identity.is_retry:
+            if identity.retries:
                 await self._places.check(_place(identity))
             return None
         outcome = await self._outcomes.find(identity.owner, identity.key)
@@ -251,10 +268,13 @@ class Attempts:
             raise OutcomeUnknown
         return outcome
 
-    async def name(self, owner: str, name: str, attempt: Attempt) -> None:
-        """Let an answer that is about to be produced be found by its name, from other gateways too."""
+    async def name(self, owner: str, name: str, attempt: Attempt, shown: Callable[[], bytes]) -> None:
+        """Let an answer that is about to be produced be found by its name, from other gateways too.
+
+        ``shown`` tells how far it has come.
+        """
         await self._places.take(_place_of_name(owner, name), LONGEST)
-        self._named[owner, name] = attempt
+        self._named[owner, name] = _Named(attempt, shown)
         self._tasks.spawn(self._forget_name(owner, name, attempt), "forget name")
 
     async def _forget_name(self, owner: str, name: str, attempt: Attempt) -> None:
@@ -262,17 +282,26 @@ class Attempts:
         del self._named[owner, name]
         await self._places.leave(_place_of_name(owner, name))
 
+    def so_far(self, owner: str, name: str) -> bytes | None:
+        """Return how far an answer has come that is under way here; None where there is none of that name."""
+        named = self._named.get((owner, name))
+        return None if named is None else named.shown()
+
+    async def check_elsewhere(self, owner: str, name: str) -> None:
+        """Raise ``HeldElsewhere`` where another gateway has an answer of that name under way."""
+        await self._places.check(_place_of_name(owner, name))
+
     async def cancel(self, owner: str, name: str) -> bool:
         """Cancel an answer that is under way, and see it end; False where there is none of that name.
 
         Raises ``HeldElsewhere`` where another gateway answers it.
         """
-        attempt = self._named.get((owner, name))
-        if attempt is None:
-            await self._places.check(_place_of_name(owner, name))
+        named = self._named.get((owner, name))
+        if named is None:
+            await self.check_elsewhere(owner, name)
             return False
-        attempt.cancel()
-        await attempt.over.wait()
+        named.attempt.cancel()
+        await named.attempt.over.wait()
         return True
 
     async def begin(self, attempt: Attempt) -> Attempt | None:
@@ -310,6 +339,13 @@ class Attempts:
             if identity.is_explicit:
                 await self._keep(attempt)
             await self._stay(identity)
+            self._remember(identity, attempt)
+
+    def _remember(self, identity: Identity, attempt: Attempt) -> None:
+        """Count the time for which it is told again from now on, unless the same words were said anew since."""
+        key = identity.owner, identity.key
+        if key in self._known and self._known[key][1] is attempt:
+            self._known[key] = time.monotonic(), attempt
 
     async def _stay(self, identity: Identity) -> None:
         """Let retries that reach another gateway be answered by this one, which remembers the answer for a while."""
@@ -367,7 +403,13 @@ def _same(identity: Identity, attempt: Attempt) -> Attempt:
     _check(identity, attempt.identity.digest if attempt.identity is not None else b"")
     if attempt.begun and not attempt.is_kept:
         raise OutcomeUnknown
+    attempt.repeated_by(identity)
     return attempt
+
+
+def _until_next(retries: int) -> float:
+    """Return the seconds within which an SDK sends a request again that it has sent so often before."""
+    return min(FIRST_PAUSE * float(2 ** min(retries, 10)), LONGEST_PAUSE) * SLACK
 
 
 def _check(identity: Identity, digest: bytes) -> None:

@@ -14,7 +14,6 @@ import structlog
 from gateway.conversations.directory import Directory
 from gateway.conversations.divergence import instructions, split, spoken
 from gateway.conversations.metering import Payer
-from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.plans import (
     Continued,
     Desk,
@@ -170,7 +169,6 @@ class Chats:
             backend=backend,
             directory=Directory(database, remembers=policy.remembers),
             calls=WaitingCalls(database),
-            gates=OverlayGates(),
             system_prompts=policy.system_prompts,
             tasks=tasks,
             places=places,
@@ -185,11 +183,13 @@ class Chats:
             payer=asker.payer,
             client=asker.client,
             agent_id=asker.agent_id,
-            transcript=await self._spoken(asker, ask),
+            transcript=spoken(ask.transcript),
             instructions=instructions(ask.transcript),
             wish=_wish(ask, answering),
             tools=tools,
             is_news=ask.is_news,
+            is_legacy=ask.is_legacy,
+            ids=await self._ids(asker, ask),
         )
         is_wanted = asker.shows_activity or self._policy.tool_activity == "reasoning"
         shows_activity = is_wanted and not asker.is_direct
@@ -243,25 +243,16 @@ class Chats:
             return PinnedChat(self._desk, request, waiting.chat)
         return Continued(self._desk, request, waiting)
 
-    async def _spoken(self, asker: Asker, ask: Ask) -> tuple[Said, ...]:
-        """Return what was said; functions have no ids on the wire, so a result's call is found by its name."""
-        said = spoken(ask.transcript)
-        begin = split(said)
-        if not ask.is_legacy or not any(isinstance(one, ToolResult) for one in said[begin:]):
-            return said
+    async def _ids(self, asker: Asker, ask: Ask) -> dict[str, str]:
+        """Return the ids of calls that wait, by name: functions have no ids on the wire."""
+        if not ask.is_legacy or not _results(spoken(ask.transcript)):
+            return {}
         waiting = await self._desk.calls.of_agent(asker.owner, asker.agent_id)
-        ids = {call.name: call.call_id for call in waiting}
-        return said[:begin] + tuple(
-            msgspec.structs.replace(one, call_id=ids.get(one.call_id, one.call_id))
-            if isinstance(one, ToolResult)
-            else one
-            for one in said[begin:]
-        )
+        return {call.name: call.call_id for call in waiting if call.chat == asker.chat}
 
     async def _waiting(self, asker: Asker, request: Request) -> WaitingCall | None:
         """Return a call that waits for one of the results; raises ``ToolCallNotFound`` where one waits for another."""
-        news = request.transcript[split(request.transcript) :]
-        results = [said.call_id for said in news if isinstance(said, ToolResult)]
+        results = [request.ids.get(said.call_id, said.call_id) for said in _results(request.transcript)]
         if not results:
             return None
         try:
@@ -273,6 +264,11 @@ class Chats:
         if {call.call_id for call in waiting} - {call.call_id for call in mine}:
             raise ToolCallNotFound
         return mine[0] if mine else None
+
+
+def _results(transcript: tuple[Said, ...]) -> list[ToolResult]:
+    """Return the results among the news."""
+    return [said for said in transcript[split(transcript) :] if isinstance(said, ToolResult)]
 
 
 def _offered(ask: Ask) -> tuple[tuple[ClientTool, ...], ClientTool | None]:

@@ -5,6 +5,7 @@ requests carry the chat's identity too, and must not reach its conversation.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,8 +19,14 @@ TASK_HEADER: Final = "X-OpenWebUI-Task"
 LONGEST_CHAT: Final = 256
 """Bytes of a chat's identity that is kept as it is; a longer one goes by its digest."""
 
-_TASK_PROMPTS: Final = ("### Task:",)
-"""How Open WebUI 0.12 begins the one message of its background requests."""
+_TASK_PROMPT: Final = re.compile(
+    r"\s*(?:### Task:\s*(?:Generate a concise\b[^\n]{0,40}\btitle|Generate 1-3 broad tags|"
+    r"Generate a detailed prompt for am? image|Suggest 3-5 relevant follow-up|Predict 3-5 useful messages|"
+    r"Analyze the chat history to determine the necessity of generating search|You are an autocompletion system)|"
+    r"Your task is to reflect the speaker's likely facial expression)"
+)
+"""How Open WebUI begins the one message by which it asks for itself, up to 0.12.4: for titles, tags, pictures' prompts,
+follow-ups (two wordings), searches, completions, emoji. What it puts before a question with documents begins alike."""
 
 
 def chat_of(headers: Mapping[str, str], ask: Ask) -> str | None:
@@ -47,4 +54,4 @@ def is_background(headers: Mapping[str, str], ask: Ask) -> bool:
     if len(asked) != 1:
         return False
     first = next((part.text for part in asked[0].content if isinstance(part, Text)), "")
-    return first.lstrip().startswith(_TASK_PROMPTS)
+    return _TASK_PROMPT.match(first) is not None

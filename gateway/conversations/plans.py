@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -12,7 +13,6 @@ import structlog
 from gateway.conversations.directory import Directory, Pinned
 from gateway.conversations.divergence import DIGEST, digest, digests, split, unseen
 from gateway.conversations.metering import Payer
-from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
 from gateway.errors import GatewayError, SharedStateUnavailable
 from gateway.letta.backend import AgentBackend
@@ -25,7 +25,6 @@ from gateway.translation.agent_turn import (
     Call,
     ClientTool,
     Instructed,
-    Overlay,
     Said,
     ToolResult,
     UserSaid,
@@ -36,6 +35,15 @@ SystemPrompts: TypeAlias = Literal["overlay", "message", "ignore"]
 
 OWN_THREAD: Final = ""
 """The name under which an agent's own thread is written down, where chats have their identities."""
+
+HOLD_AGAIN: Final = (
+    "From here on, the instructions that you were given before hold again, in place of those in between: the ones that "
+    "begin with {beginning!r}."
+)
+BEGINNING: Final = 120
+"""Characters by which an agent knows which instructions are meant."""
+LONG: Final = 400
+"""Characters up to which instructions are said again as they are."""
 
 _log: Final = structlog.get_logger("gateway.chats")
 
@@ -52,6 +60,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ClientTool, ...]
     is_news: bool = False
     """Whether the transcript is what is new, and the chat's conversation holds the rest."""
+    is_legacy: bool = False
+    """Whether the transcript has calls' names where their ids belong."""
+    ids: Mapping[str, str] = {}
+    """The ids of calls that wait, by their names, where the transcript has only those."""
 
     @property
     def owner(self) -> str:
@@ -65,7 +77,6 @@ class Desk(msgspec.Struct, frozen=True):
     backend: AgentBackend
     directory: Directory
     calls: WaitingCalls
-    gates: OverlayGates
     system_prompts: SystemPrompts
     tasks: TaskSet
     places: Places
@@ -86,7 +97,6 @@ class Plan:
         self.thread = thread
         self.lease = Lease(thread)
         self.conversation_id: str | None = None
-        self._is_inside = False
         self._is_noted = False
         self._has_returns = False
 
@@ -108,16 +118,10 @@ class Plan:
     async def begin(self, lease: Lease) -> AgentTurn:
         """Return what is said, on the thread that is its own now."""
         self.lease = lease
-        desk, agent_id = self.desk, self.request.agent_id
-        await desk.gates.enter(agent_id)
-        self._is_inside = True
-        if desk.gates.is_left_on(agent_id):
-            await desk.backend.take_off(agent_id)
-            desk.gates.taken_off(agent_id)
         return await self.compose()
 
     async def compose(self) -> AgentTurn:
-        """Return what is said, with the agent's gate passed."""
+        """Return what is said, with the lease at hand."""
         raise NotImplementedError
 
     async def end(self, *, is_delivered: bool) -> None:
@@ -153,15 +157,14 @@ class Plan:
         request = self.request
         await self.desk.calls.settle(request.owner, request.agent_id, self.conversation_id)
 
-    def leave(self) -> None:
-        """Make room for others."""
-        if self._is_inside:
-            self._is_inside = False
-            self.desk.gates.leave(self.request.agent_id)
-
     def turn_of(self, news: tuple[Said, ...], history: tuple[Said, ...] = (), told: str = "") -> AgentTurn:
         """Return a turn of this plan's conversation that says these news."""
-        returns = tuple(said for said in news if isinstance(said, ToolResult))
+        ids = self.request.ids
+        returns = tuple(
+            msgspec.structs.replace(said, call_id=ids.get(said.call_id, said.call_id))
+            for said in news
+            if isinstance(said, ToolResult)
+        )
         self._has_returns = bool(returns)
         instructed = (Instructed(told),) if told else ()
         is_question = not returns and any(isinstance(said, UserSaid) for said in news)
@@ -190,57 +193,54 @@ class Plan:
 
 
 class OwnThread(Plan):
-    """A turn on the agent's own thread: the newest message, and the client's instructions laid over."""
+    """A turn on the agent's own thread: the newest message, and the client's instructions beside it."""
 
     def __init__(self, desk: Desk, request: Request) -> None:
         super().__init__(desk, request, request.agent_id)
-        self._is_overlaid = False
         self._told: bytes | None = None
 
     @property
     def is_quiet(self) -> bool:
-        """Tell that there is nothing to undo or to write down."""
-        return super().is_quiet and not self._is_overlaid and self._told is None
+        """Tell that there is nothing to write down."""
+        return super().is_quiet and self._told is None
 
     async def compose(self) -> AgentTurn:
         """Say the newest message; with results of tools, all that came with them."""
         news = self.request.transcript[split(self.request.transcript) :]
         if not any(isinstance(said, ToolResult) for said in news):
             news = news[-1:]
-        return self.turn_of(news, told=await self._instruct())
-
-    async def _instruct(self) -> str:
-        """Put the instructions on, or return them where they have to be said."""
-        text, desk, agent_id = self.request.instructions, self.desk, self.request.agent_id
+        text, desk = self.request.instructions, self.desk
         if not text or desk.system_prompts == "ignore":
-            return ""
-        may_overlay = desk.system_prompts == "overlay" and desk.backend.capabilities.overlays
-        if may_overlay and desk.gates.overlay(agent_id):
-            self._is_overlaid = True
-            await desk.backend.put_on(agent_id, Overlay(f"{self.request.owner}:{self.request.client}", text))
-            return ""
+            return self.turn_of(news)
+        if desk.system_prompts == "overlay" and await desk.backend.takes_overlays():
+            return msgspec.structs.replace(self.turn_of(news), overlay=text)
+        return self.turn_of(news, told=await self._to_tell(text))
+
+    async def _to_tell(self, text: str) -> str:
+        """Return what has to be said of the instructions: all, once and when they change; that they hold again.
+
+        The thread is all clients', each with instructions of its own: what holds is what was said last.
+        """
         told = _digest_of(text)
-        known = await desk.directory.find(self.request.owner, agent_id, OWN_THREAD, is_news=self.lease.is_news)
-        if known is not None and known.instructions == told:
+        if await self._told_to(OWN_THREAD) == told:
             return ""
         self._told = told
-        return text
+        is_known = await self._told_to(_told_by(self.request.client)) == told
+        return HOLD_AGAIN.format(beginning=text[:BEGINNING]) if is_known and len(text) > LONG else text
+
+    async def _told_to(self, chat: str) -> bytes | None:
+        request = self.request
+        known = await self.desk.directory.find(request.owner, request.agent_id, chat, is_news=self.lease.is_news)
+        return None if known is None else known.instructions
 
     async def end(self, *, is_delivered: bool) -> None:
-        """Take the instructions off."""
+        """Write down what was told."""
         request = self.request
-        try:
-            if self._is_overlaid:
-                await self.desk.backend.take_off(request.agent_id)
-                self.desk.gates.taken_off(request.agent_id)
-            if self._told is not None and is_delivered:
-                pinned = Pinned("", (), self._told, is_settled=True)
-                await self.desk.directory.pin(request.owner, request.agent_id, OWN_THREAD, pinned, self.lease.fence)
-            await super().end(is_delivered=is_delivered)
-        finally:
-            if self._is_overlaid:
-                self._is_overlaid = False
-                self.desk.gates.lift(request.agent_id)
+        if self._told is not None and is_delivered:
+            pinned = Pinned("", (), self._told, is_settled=True)
+            for chat in (_told_by(request.client), OWN_THREAD):
+                await self.desk.directory.pin(request.owner, request.agent_id, chat, pinned, self.lease.fence)
+        await super().end(is_delivered=is_delivered)
 
 
 class PinnedChat(Plan):
@@ -303,7 +303,8 @@ class PinnedChat(Plan):
             await self._forget()
             return
         if self.heard.stop is not None:
-            await self._pin((*self._holds, digest(self.heard.said)), is_settled=True)
+            said = _by_names(self.heard.said) if self.request.is_legacy else self.heard.said
+            await self._pin((*self._holds, digest(said)), is_settled=True)
         await super().end(is_delivered=is_delivered)
 
     async def forget(self) -> None:
@@ -378,11 +379,21 @@ def thread_of(waiting: WaitingCall) -> str:
     return f"conversation {waiting.conversation_id}"
 
 
+def _by_names(said: AgentSaid) -> AgentSaid:
+    """Return what the agent said as a client tells it that knows of no ids."""
+    return AgentSaid(said.text, tuple(msgspec.structs.replace(call, call_id=call.name) for call in said.calls))
+
+
 async def _delete(backend: AgentBackend, conversation_id: str) -> None:
     try:
         await backend.delete_conversation(conversation_id)
     except GatewayError as error:
         _log.warning("conversation not deleted", code=error.code)
+
+
+def _told_by(client: str) -> str:
+    """Return the name under which is written down what a client told on an agent's own thread: no chat's name."""
+    return f"\n{hashlib.blake2b(client.encode('utf-8', 'surrogatepass'), digest_size=DIGEST).hexdigest()}"
 
 
 def _digest_of(text: str) -> bytes:

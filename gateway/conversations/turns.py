@@ -104,10 +104,6 @@ class TurnPlan(Protocol):
         """Write down how it went, while the thread is still held; ``is_delivered`` is False where surely not."""
         ...
 
-    def leave(self) -> None:
-        """Free what was taken besides the thread: the last that is asked of a plan."""
-        ...
-
 
 class HeldTurn(msgspec.Struct):
     """A turn of the registry's: ``id`` is its name in the ledger, ``outcome`` how it goes as far as is known."""
@@ -242,7 +238,6 @@ class TurnRegistry:
         try:
             await self._tell(plan, is_delivered=False)
         finally:
-            plan.leave()
             self._locks.release(lease)
             self._leave()
 
@@ -325,7 +320,6 @@ class TurnRegistry:
 
     def _end_turn(self, held: HeldTurn) -> None:
         held.running.close()
-        held.plan.leave()
         self._open.pop(held.running, None)
         self._metrics.turns.dec()
         self._locks.release(held.lease)

@@ -36,6 +36,7 @@ from gateway.translation.ask import Ask
 
 LONGEST_CLIENT: Final = 64
 LONGEST_KEY: Final = 255
+MOST_DIGITS: Final = 4
 EVENTS: Final = "text/event-stream"
 JSON: Final = "application/json"
 OFF_LOOP: Final = 262_144
@@ -97,6 +98,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     ``own_agent`` is asked on its own thread, whatever the headers say; None: the agent that the ask's model names.
     ``shows_activity`` where what the agent's own tools do is shown, whatever the settings say.
     ``is_heard_out`` where the answer is to come to its end though its client went away.
+    ``so_far`` tells others how far it has come, who ask for it by the keeper's name.
     """
 
     source: str
@@ -107,6 +109,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     own_agent: str | None = None
     shows_activity: bool = False
     is_heard_out: bool = False
+    so_far: Callable[[], bytes] | None = None
 
 
 async def answer(
@@ -147,9 +150,9 @@ async def _known_attempt(request: web.Request, asked: Asked) -> Attempt | Outcom
     earlier = await attempts.begin(attempt)
     if earlier is not None:
         return earlier
-    if asked.keeper is not None and asked.keeper.name is not None:
+    if asked.keeper is not None and asked.keeper.name is not None and asked.so_far is not None:
         try:
-            await attempts.name(owner_of(request), asked.keeper.name, attempt)
+            await attempts.name(owner_of(request), asked.keeper.name, attempt, asked.so_far)
         except BaseException as error:
             attempt.never_was(error)
             await attempts.end(attempt)
@@ -173,7 +176,11 @@ async def identity_of(request: web.Request, body: bytes) -> Identity | None:
     if named:
         key = hashlib.blake2b(named.encode("utf-8", "backslashreplace"), digest_size=32).hexdigest()
         return Identity(owner, f"key {key}", digest, is_explicit=True)
-    return Identity(owner, f"sdk {digest.hex()}", digest, is_explicit=False, is_retry=count not in ("", "0"))
+    return Identity(owner, f"sdk {digest.hex()}", digest, is_explicit=False, retries=_number(count))
+
+
+def _number(count: str) -> int:
+    return int(count[:MOST_DIGITS]) if count.isascii() and count.isdigit() else 0
 
 
 def owner_of(request: web.Request) -> str:

@@ -9,12 +9,14 @@ import msgspec
 from aiohttp import web
 
 from gateway import keys
+from gateway.conversations.attempts import Attempts
 from gateway.conversations.chats import ChatTurn
 from gateway.conversations.responses import StoredResponse
-from gateway.errors import GatewayError, InvalidRequest, ResponseNotFound
+from gateway.errors import ConversationBusy, GatewayError, InvalidRequest, ResponseNotFound, UnsupportedParameter
 from gateway.handlers.answering import Asked, answer, identity_of, owner_of, taken_apart
 from gateway.handlers.json_answers import json_answer
 from gateway.handlers.keeping import AnswerEnd
+from gateway.handlers.queries import query_of
 from gateway.translation.ask import Ask
 from gateway.translation.responses_answer import ResponseAnswer, response_of
 from gateway.translation.responses_input_items import input_items, listed
@@ -22,7 +24,7 @@ from gateway.translation.responses_items import items_by_id
 from gateway.translation.responses_request import ask_of, decode, echo_of, namespaced, references
 from gateway.translation.responses_stored import output_of, said_before
 from gateway.translation.responses_stream import ResponsesStream
-from gateway.translation.responses_types import DeletedResponse, Item, ResponsesRequest
+from gateway.translation.responses_types import DeletedResponse, InputItemsQuery, Item, ResponseQuery, ResponsesRequest
 
 LONGEST_CHAIN: Final = 500
 """Responses that one may follow, each the one before."""
@@ -45,6 +47,7 @@ async def create(request: web.Request) -> web.StreamResponse:
             identity=await identity_of(request, body),
             arrived=arrived,
             keeper=answering if answering.is_stored else None,
+            so_far=answering.so_far,
         ),
         answering.stream,
         answering.whole,
@@ -52,20 +55,27 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 
 async def retrieve(request: web.Request) -> web.Response:
-    """Answer a stored response."""
-    stored = await _stored(request)
-    return web.Response(body=stored.response, content_type="application/json")
+    """Answer a stored response, or how far one has come that is under way."""
+    if query_of(request, ResponseQuery).stream:
+        raise UnsupportedParameter(
+            "Unsupported parameter: 'stream'. A stored response is not streamed again: leave it out.", param="stream"
+        )
+    so_far = request.app[keys.ATTEMPTS].so_far(owner_of(request), request.match_info["response"])
+    body = (await _stored(request)).response if so_far is None else so_far
+    return web.Response(body=body, content_type="application/json")
 
 
 async def list_input_items(request: web.Request) -> web.Response:
     """Answer what a stored response was asked with."""
+    wanted = query_of(request, InputItemsQuery)
     stored = await _stored(request)
-    return json_answer(listed(stored.input_items))
+    return json_answer(listed(stored.input_items, wanted))
 
 
 async def delete(request: web.Request) -> web.Response:
     """Delete a stored response."""
     response_id = request.match_info["response"]
+    await _stored(request)
     if not await request.app[keys.RESPONSES].delete(owner_of(request), response_id):
         raise ResponseNotFound(response_id)
     return json_answer(DeletedResponse(response_id))
@@ -91,6 +101,7 @@ class Answering:
         self.name: str | None = self.id
         self.is_stored = asked.store is not False
         self._responses = request.app[keys.RESPONSES]
+        self._attempts = request.app[keys.ATTEMPTS]
         self._owner = owner_of(request)
         self._asked = asked
         self._echo = echo_of(asked)
@@ -128,23 +139,31 @@ class Answering:
         )
         return made
 
+    def so_far(self) -> bytes:
+        """Return the response as far as it has come."""
+        return (self._answer or self.whole()).under_way()
+
     async def begin(self) -> None:
-        """Store nothing yet: a response is there once it has ended."""
+        """Store nothing yet: a response is kept once it has ended."""
 
     async def opened(self, turn: ChatTurn) -> None:
         """Note whose turn it is."""
         self._turn = turn
 
     async def end(self, how: AnswerEnd, error: GatewayError | None) -> bytes:
-        """Store a response that is whole, or was cancelled; the stream itself tells of it."""
-        _ = error
-        turn, answer, is_cancelled = self._turn, self._answer, how == "cancelled"
-        if turn is not None and answer is not None and how in ("complete", "cancelled"):
-            response = answer.cancelled() if is_cancelled else answer.answer()
-            await self._store(turn, response, is_cancelled=is_cancelled)
+        """Store a response whose message reached the agent, however it ended; the stream itself tells of it."""
+        turn, answer = self._turn, self._answer
+        if turn is None or answer is None or how == "unsent":
+            return b""
+        if how == "complete":
+            await self._store(turn, answer.answer(), "completed")
+        elif how == "cancelled" or error is None:
+            await self._store(turn, answer.cancelled(), "cancelled")
+        else:
+            await self._store(turn, answer.failed(error), "failed")
         return b""
 
-    async def _store(self, turn: ChatTurn, response: bytes, *, is_cancelled: bool) -> None:
+    async def _store(self, turn: ChatTurn, response: bytes, status: str) -> None:
         await self._responses.keep(
             StoredResponse(
                 id=self.id,
@@ -154,7 +173,7 @@ class Answering:
                 previous_id=self._asked.previous_response_id,
                 input_items=self._input,
                 response=response,
-                status="cancelled" if is_cancelled else "completed",
+                status=status,
                 created_at=time.time(),
             )
         )
@@ -166,6 +185,7 @@ class Answering:
             stored = await self._responses.find(self._owner, last)
             if stored is None:
                 if not chain:
+                    await _check_over(self._attempts, self._owner, last)
                     raise ResponseNotFound(last, param="previous_response_id")
                 break  # an older one was deleted since: the chain begins behind it
             chain.append(stored)
@@ -186,5 +206,13 @@ async def _stored(request: web.Request) -> StoredResponse:
     response_id = request.match_info["response"]
     stored = await request.app[keys.RESPONSES].find(owner_of(request), response_id)
     if stored is None:
+        await _check_over(request.app[keys.ATTEMPTS], owner_of(request), response_id)
         raise ResponseNotFound(response_id)
     return stored
+
+
+async def _check_over(attempts: Attempts, owner: str, response_id: str) -> None:
+    """Raise ``ConversationBusy`` where a response is under way here, ``HeldElsewhere`` where in another gateway."""
+    if attempts.so_far(owner, response_id) is not None:
+        raise ConversationBusy("This response is still under way: wait until it has ended, or cancel it.")
+    await attempts.check_elsewhere(owner, response_id)

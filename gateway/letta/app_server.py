@@ -17,7 +17,6 @@ import structlog
 
 from gateway.errors import (
     BackendError,
-    InternalError,
     UpstreamAuthFailed,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -37,7 +36,7 @@ from gateway.letta.deadlines import Limits
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Usage
-from gateway.translation.agent_turn import AgentTurn, Overlay
+from gateway.translation.agent_turn import AgentTurn
 
 T = TypeVar("T", bound=wire.Reply)
 
@@ -141,7 +140,7 @@ class AppServerBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Tell what an App Server can do: its agents' memory is files, and no blocks to be laid over it."""
-        return Capabilities(overlays=False, providers=False, parks=True)
+        return Capabilities(providers=False, parks=True)
 
     @property
     def parked(self) -> int:
@@ -201,12 +200,9 @@ class AppServerBackend:
         """Return what a turn took whose socket is closed, which stopped it."""
         return await app_server_spent.spent(self, turn)
 
-    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
-        """Show an agent nothing: this server has no place for it."""
-        raise InternalError(f"overlay {overlay.key} of {agent_id} on a server without overlays")
-
-    async def take_off(self, agent_id: str) -> None:
-        """Leave an agent as it is: nothing was ever put on."""
+    async def takes_overlays(self) -> bool:
+        """Tell that turns have none: what this server is told stays in the conversation."""
+        return False
 
     async def clean_up(self) -> None:
         """Do nothing: what a gateway leaves on this server is its conversations, which go on."""

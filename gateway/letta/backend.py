@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.errors import GatewayError
 from gateway.translation.agent_events import Batch, Usage
-from gateway.translation.agent_turn import AgentTurn, Overlay
+from gateway.translation.agent_turn import AgentTurn
 
 Take: TypeAlias = Callable[[Batch], bool]
 """Takes one batch; False when it is not ready for the next one. What it raises ends the delivery."""
@@ -79,8 +79,6 @@ class AgentDetails(msgspec.Struct, frozen=True):
 class Capabilities(msgspec.Struct, frozen=True):
     """What a kind of Letta server can do beyond the rest."""
 
-    overlays: bool
-    """Whether an agent can be shown instructions for a turn that do not stay in its thread: ``put_on``."""
     providers: bool
     """Whether an agent can have a model provider of its own."""
     parks: bool = False
@@ -248,12 +246,8 @@ class AgentBackend(Protocol):
         """
         ...
 
-    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
-        """Show an agent instructions in every turn until ``take_off``; only where ``capabilities`` say so."""
-        ...
-
-    async def take_off(self, agent_id: str) -> None:
-        """Show an agent no overlay (any more)."""
+    async def takes_overlays(self) -> bool:
+        """Tell whether turns may have an ``AgentTurn.overlay``; raises where the server cannot be asked which it is."""
         ...
 
     async def clean_up(self) -> None:

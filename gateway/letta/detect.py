@@ -27,7 +27,7 @@ from gateway.letta.backend import (
 )
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Usage
-from gateway.translation.agent_turn import AgentTurn, Overlay
+from gateway.translation.agent_turn import AgentTurn
 
 Kind: TypeAlias = Literal["rest", "app_server"]
 
@@ -126,7 +126,7 @@ class DetectedBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Tell what the server can do: nothing, before it is known which it is."""
-        return Capabilities(overlays=False, providers=False) if self._found is None else self._found.capabilities
+        return Capabilities(providers=False) if self._found is None else self._found.capabilities
 
     @property
     def parked(self) -> int:
@@ -177,13 +177,9 @@ class DetectedBackend:
         """Stop a turn that another process began, and return what it took."""
         return await (await self._backend()).spent(turn)
 
-    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
-        """Show an agent instructions until ``take_off``."""
-        await (await self._backend()).put_on(agent_id, overlay)
-
-    async def take_off(self, agent_id: str) -> None:
-        """Show an agent no overlay."""
-        await (await self._backend()).take_off(agent_id)
+    async def takes_overlays(self) -> bool:
+        """Tell whether turns may have instructions of their own."""
+        return await (await self._backend()).takes_overlays()
 
     async def clean_up(self) -> None:
         """Remove what a gateway that was killed left on the server."""

@@ -28,7 +28,6 @@ from gateway.letta.deadlines import Limits
 from gateway.letta.lookups import Lookups
 from gateway.letta.rest_agents import LettaAgents
 from gateway.letta.rest_ask import Raw, anything
-from gateway.letta.rest_blocks import LettaBlocks, Overlays
 from gateway.letta.rest_bridge import Bridge
 from gateway.letta.rest_memory import LettaMemory
 from gateway.letta.rest_prompts import Prompts
@@ -48,7 +47,7 @@ from gateway.letta.wire import (
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Usage
-from gateway.translation.agent_turn import AgentTurn, Overlay
+from gateway.translation.agent_turn import AgentTurn
 
 T = TypeVar("T")
 
@@ -69,6 +68,8 @@ PROFILE_TTL: Final = 30.0
 """Seconds for which an agent is taken to have the tools it had."""
 FIRST_WITH_CLIENT_TOOLS: Final = (0, 16, 2)
 """The version of Letta that first knows ``client_tools``; older ones let them fall."""
+FIRST_WITH_OVERRIDES: Final = (0, 16, 7)
+"""The version of Letta that first knows ``override_system``; older ones let it fall."""
 MOST_PROFILES: Final = 1_000
 MODEL_TTL: Final = 60.0
 """Seconds for which an agent is taken to answer with the model it had."""
@@ -113,9 +114,8 @@ class RestBackend:
         self._profiles: dict[str, tuple[float, AgentProfile]] = {}
         self._models: dict[str, tuple[float, str | None]] = {}
         self._control = _control_plane(config, trust)
-        self._is_native: bool | None = None
+        self._version: tuple[int, ...] | None = None
         self.bridge = Bridge(self._control, self._ask)
-        self._overlays = Overlays(LettaBlocks(self._control, self._ask))
         self._agents = LettaAgents(self._control, self._ask)
         self.prompts = Prompts(self._control, self._ask, tasks)
         self._memory = LettaMemory(self._control, self._ask, self.prompts)
@@ -174,7 +174,7 @@ class RestBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Tell what V1 and Cloud can do."""
-        return Capabilities(overlays=True, providers=True)
+        return Capabilities(providers=True)
 
     @property
     def parked(self) -> int:
@@ -236,28 +236,24 @@ class RestBackend:
         """Tell whether an agent takes tools of the client's by the bridge only."""
         if profile.is_legacy or self.config.client_tools == "bridge":
             return True  # a legacy agent lets a turn's tools fall without a word
-        return self.config.client_tools == "auto" and not await self._takes_client_tools()
+        return self.config.client_tools == "auto" and not await self._is_since(FIRST_WITH_CLIENT_TOOLS)
 
-    async def _takes_client_tools(self) -> bool:
-        if self._is_native is None:
+    async def takes_overlays(self) -> bool:
+        """Tell whether turns may have instructions of their own: beside the prompt, for one request alone."""
+        return await self._is_since(FIRST_WITH_OVERRIDES)
+
+    async def _is_since(self, version: tuple[int, ...]) -> bool:
+        if self._version is None:
             try:
                 health = await self._ask(self._health(), decode_health)
             except (AgentGone, UpstreamInvalid, UpstreamRejected):
                 return True  # whoever tells no version is no old server
-            self._is_native = _version(health.version) >= FIRST_WITH_CLIENT_TOOLS
-        return self._is_native
+            self._version = _version(health.version)
+        return self._version >= version
 
     async def clean_up(self) -> None:
         """Delete what a crash has left on Letta; once, when the gateway starts."""
         await self.bridge.clean_up()
-
-    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
-        """Show an agent instructions, in a memory block, and no other ones."""
-        await self._overlays.put_on(agent_id, overlay)
-
-    async def take_off(self, agent_id: str) -> None:
-        """Show an agent no overlay; the block stays for the next time."""
-        await self._overlays.take_off(agent_id)
 
     async def waiting_calls(self, agent_id: str, conversation_id: str | None) -> tuple[str, ...]:
         """Return the calls that wait for their results in a conversation, or on the agent's own thread."""

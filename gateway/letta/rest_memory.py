@@ -1,4 +1,4 @@
-"""An agent's memory over Letta's REST API: its blocks, without those that the gateway lays over it for a turn."""
+"""An agent's memory over Letta's REST API: its blocks."""
 
 from typing import Final
 
@@ -8,13 +8,15 @@ import msgspec
 from gateway.errors import AgentGone, InvalidRequest, MemoryNotFound
 from gateway.letta.backend import MemoryBlock
 from gateway.letta.rest_ask import Ask, Raw
-from gateway.letta.rest_blocks import MOST_BLOCKS, BlockRow
 from gateway.letta.rest_prompts import Prompts
 
+MOST_BLOCKS: Final = 1_000
 
-class MemoryRow(BlockRow, kw_only=True):
-    """A memory block with what it says."""
 
+class MemoryRow(msgspec.Struct):
+    """A memory block."""
+
+    label: str | None = None
     value: str = ""
     description: str | None = None
     limit: int | None = None
@@ -40,7 +42,7 @@ class LettaMemory:
     async def blocks(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return an agent's blocks, in the order of labels; raises ``AgentGone``."""
         rows = await self._ask(self._list(agent_id), _decode_rows)
-        own = (row.block() for row in rows if row.label and row.mark is None)
+        own = (row.block() for row in rows if row.label)
         return tuple(sorted(own, key=lambda block: block.label))
 
     async def write(self, agent_id: str, label: str, value: str) -> MemoryBlock:

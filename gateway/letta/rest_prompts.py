@@ -1,4 +1,7 @@
-"""Conversations that are yet to see their agent's memory as it is, over Letta's REST API.
+"""The prompts that agents are given, over Letta's REST API: with a client's instructions, and with memory as it is.
+
+A client's instructions go beside the agent's prompt, in one request: Letta writes neither down, so that no other turn
+sees them, however this one ends.
 
 A change of a block reaches an agent's own thread by itself; a conversation keeps the prompt that it began with until
 that is compiled again, which takes a fifth of a second (letta 0.16.8). That is done behind the answer to whoever
@@ -18,15 +21,24 @@ from gateway.letta.rest_ask import Ask, Raw, anything
 from gateway.letta.wire import ConversationRow
 from gateway.tasks import TaskSet
 
+OVERLAID: Final = """{prompt}
+
+<client_instructions>
+Instructions of the client through which you are spoken to. They hold for this turn.
+
+{text}
+</client_instructions>
+"""
 PAGE: Final = 100
 MOST_PAGES: Final = 100
 
 _log: Final = structlog.get_logger("gateway.letta")
 _decode: Final = msgspec.json.Decoder(list[ConversationRow]).decode
+_decode_prompt: Final = msgspec.json.Decoder(str).decode
 
 
 class Prompts:
-    """The prompts of conversations; raises what ``Ask`` raises."""
+    """The prompts of agents and of their conversations; raises what ``Ask`` raises."""
 
     def __init__(self, control: letta_client.AsyncLetta, ask: Ask, tasks: TaskSet) -> None:
         self._control = control
@@ -36,6 +48,10 @@ class Prompts:
         self._at_work: str | None = None
         self._lock = asyncio.Lock()
         self._is_running = False
+
+    async def overlaid(self, agent_id: str, text: str) -> str:
+        """Return an agent's prompt as it is, with a client's instructions behind it."""
+        return OVERLAID.format(prompt=await self._ask(self._compiled(agent_id), _decode_prompt), text=text)
 
     async def outdate(self, agent_id: str) -> None:
         """Have all of an agent's conversations see its memory as it is, those with the newest messages first."""
@@ -83,6 +99,9 @@ class Prompts:
         return await self._control.conversations.with_raw_response.list(
             agent_id=agent_id, after=after, limit=PAGE, order="desc", order_by="last_message_at"
         )
+
+    async def _compiled(self, agent_id: str) -> Raw:
+        return await self._control.agents.with_raw_response.recompile(agent_id, dry_run=True)
 
     async def _recompile(self, conversation_id: str) -> Raw:
         return await self._control.conversations.with_raw_response.recompile(conversation_id)

@@ -335,9 +335,10 @@ class RestTurn:
     async def _body(self, settled: Settled) -> bytes:
         """Return what goes out, and have the stream know whose calls are whose."""
         turn, backend = self._turn, self._backend
+        prompt = await backend.prompts.overlaid(turn.agent_id, turn.overlay) if turn.overlay else None
         if not turn.tools and not settled.answers:
             self._stream = TurnStream(ClientTools())
-            return turn_body(turn, settled, otid=self._otid())
+            return turn_body(turn, settled, otid=self._otid(), prompt=prompt)
         profile = await backend.profile(turn.agent_id)
         offered = turn.tools
         if turn.tools and await backend.needs_bridge(profile):
@@ -349,7 +350,7 @@ class RestTurn:
             offered = tuple(structs.replace(tool, name=name) for tool, name in zip(turn.tools, names, strict=True))
         tools = ClientTools(turn.tools, names, is_legacy=profile.is_legacy)
         self._stream = TurnStream(tools, [said.call_id for said in settled.answers])
-        return turn_body(turn, settled, offered, is_legacy=profile.is_legacy, otid=self._otid())
+        return turn_body(turn, settled, offered, is_legacy=profile.is_legacy, otid=self._otid(), prompt=prompt)
 
     def _otid(self) -> str | None:
         self._attempts += 1

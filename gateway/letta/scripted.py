@@ -34,7 +34,7 @@ from gateway.letta.backend import (
 from gateway.letta.event_stream import EventStream
 from gateway.letta.frames import DONE, FrameDecoder
 from gateway.translation.agent_events import Batch, Failure, Stop, StopReason, TextDelta, Usage
-from gateway.translation.agent_turn import AgentTurn, Overlay
+from gateway.translation.agent_turn import AgentTurn
 
 
 class Pause(msgspec.Struct, frozen=True):
@@ -225,8 +225,8 @@ class ScriptedBackend:
     ``holding`` is waited for before each such answer. ``turns`` are those that were started, in order; ``listings``
     ``pings`` and ``cleanings`` count; ``searches`` are the names that were asked for; ``closed`` tells whether it was.
     ``conversations`` are those that were made, by id, with their agents, ``deleted`` those that were deleted, and
-    ``overlays`` what agents are shown just now. ``specs`` are what agents were made of, ``memories`` what they have in
-    mind, both by their ids, ``gone`` the agents that were deleted, and ``gone_providers`` the providers, by name.
+    ``can_overlay`` what ``takes_overlays`` tells. ``specs`` are what agents were made of, ``memories`` what they have
+    in mind, both by their ids, ``gone`` the agents that were deleted, and ``gone_providers`` the providers, by name.
     ``parked`` is how many turns wait for a client's tools, as far as anybody asks.
     ``spendings`` are what turns took that nobody heard, by their marks, and ``reconciled`` those that were asked for.
     """
@@ -241,12 +241,12 @@ class ScriptedBackend:
         self.searches: list[str] = []
         self.pings = 0
         self.closed = False
-        self.capabilities = Capabilities(overlays=True, providers=False)
+        self.capabilities = Capabilities(providers=False)
         self.parked = 0
         self.conversations: dict[str, str] = {}
         self.deleted: list[str] = []
         self.cleanings = 0
-        self.overlays: dict[str, Overlay] = {}
+        self.can_overlay = True
         self.specs: dict[str, AgentSpec] = {}
         self.memories: dict[str, dict[str, MemoryBlock]] = {}
         self.gone: list[str] = []
@@ -351,15 +351,10 @@ class ScriptedBackend:
         heard = [played for played in self.turns if played.sent.mark == turn.mark]
         return self.spendings.get(turn.mark) or (await heard[0].usage() if heard else None)
 
-    async def put_on(self, agent_id: str, overlay: Overlay) -> None:
-        """Note what the agent is shown."""
+    async def takes_overlays(self) -> bool:
+        """Tell what was set."""
         await self._answer()
-        self.overlays[agent_id] = overlay
-
-    async def take_off(self, agent_id: str) -> None:
-        """Note that it is shown no more."""
-        await self._answer()
-        self.overlays.pop(agent_id, None)
+        return self.can_overlay
 
     async def clean_up(self) -> None:
         """Note it."""

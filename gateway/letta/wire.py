@@ -101,13 +101,17 @@ class OfferedTool(msgspec.Struct):
 
 
 class TurnBody(msgspec.Struct):
-    """The body of a turn; ``streaming`` is asked for on a conversation only."""
+    """The body of a turn; ``streaming`` is asked for on a conversation only.
+
+    ``override_system`` stands in the place of the agent's prompt, for this request alone.
+    """
 
     messages: list[Outgoing]
     stream_tokens: bool = True
     include_pings: bool = True
     streaming: bool | UnsetType = UNSET
     client_tools: list[OfferedTool] | UnsetType = UNSET
+    override_system: str | UnsetType = UNSET
 
 
 def otid_of(mark: str, attempt: int | str = "") -> str:
@@ -125,8 +129,12 @@ def turn_body(
     *,
     is_legacy: bool = False,
     otid: str | None = None,
+    prompt: str | None = None,
 ) -> bytes:
-    """Return the JSON body of a turn that settles calls so, offers these tools, and names its last message."""
+    """Return the JSON body of a turn that settles calls so, offers these tools, and names its last message.
+
+    ``prompt`` is what the agent's own is replaced by.
+    """
     said = list(_messages(turn, settled))
     if otid is not None and said:
         said[-1].otid = otid
@@ -136,6 +144,7 @@ def turn_body(
             [_refusal(turn, settled)] if is_legacy and settled.answers else messages,
             streaming=UNSET if turn.conversation_id is None else True,
             client_tools=[OfferedTool(tool.name, tool.description, tool.parameters) for tool in tools] or UNSET,
+            override_system=UNSET if prompt is None else prompt,
         )
     )
 

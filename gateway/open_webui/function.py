@@ -49,8 +49,13 @@ MAX_REFUSALS: Final = 4
 CANCEL_WITHIN: Final = 5.0
 ASK_WITHIN: Final = 15.0
 """Seconds for what is asked beside the turns."""
-TASK_PROMPT: Final = "### Task:"
-"""How Open WebUI begins the one message by which it asks for titles, tags and follow-ups."""
+TASK_PROMPT: Final = re.compile(
+    r"\s*(?:### Task:\s*(?:Generate a concise\b[^\n]{0,40}\btitle|Generate 1-3 broad tags|"
+    r"Generate a detailed prompt for am? image|Suggest 3-5 relevant follow-up|Predict 3-5 useful messages|"
+    r"Analyze the chat history to determine the necessity of generating search|You are an autocompletion system)|"
+    r"Your task is to reflect the speaker's likely facial expression)"
+)
+"""How Open WebUI begins the one message by which it asks for itself: for titles, tags, follow-ups and the like."""
 SPEAKING_TOOL: Final = "send_message"
 """What Letta's legacy agents call to say something."""
 SEARCHING_TOOLS: Final = frozenset(
@@ -200,7 +205,7 @@ def asked_for(user_message: str | None, model: str, messages: list[Any], body: B
     chat_id, task = (value if isinstance(value := named.get(name), str) else "" for name in _NAMES)
     asked = Asked(model, said, chat_id, task)
     is_lone = sum(isinstance(message, dict) and message.get("role") in {"user", "assistant"} for message in said) == 1
-    if not task and is_lone and _first_text(asked.newest()).lstrip().startswith(TASK_PROMPT):
+    if not task and is_lone and TASK_PROMPT.match(_first_text(asked.newest())):
         return asked._replace(task="task")
     return asked
 

@@ -26,7 +26,14 @@ from gateway.handlers.platform_usage import UsageDays
 from gateway.handlers.platform_user import NewKey, ProfileChange
 from gateway.translation.openai_types import ChatCompletion, ChatCompletionRequest, Model, ModelList
 from gateway.translation.platform_types import ChatAnswer, ChatRequest, HistoryPage
-from gateway.translation.responses_types import DeletedResponse, InputItemList, Response, ResponsesRequest
+from gateway.translation.responses_types import (
+    DeletedResponse,
+    InputItemList,
+    InputItemsQuery,
+    Response,
+    ResponseQuery,
+    ResponsesRequest,
+)
 
 Kind: TypeAlias = type[msgspec.Struct]
 
@@ -89,9 +96,9 @@ SHAPES: Final[dict[tuple[str, str], Shape]] = {
     ("GET", "/v1/models/{model}"): Shape(gives={200: Model}),
     ("POST", "/v1/chat/completions"): Shape(gives={200: ChatCompletion}, takes=ChatCompletionRequest, streams=True),
     ("POST", "/v1/responses"): Shape(gives={200: Response}, takes=ResponsesRequest, streams=True),
-    ("GET", "/v1/responses/{response}"): _RESPONSE,
+    ("GET", "/v1/responses/{response}"): Shape(gives={200: Response}, query=ResponseQuery),
     ("DELETE", "/v1/responses/{response}"): Shape(gives={200: DeletedResponse}),
-    ("GET", "/v1/responses/{response}/input_items"): Shape(gives={200: InputItemList}),
+    ("GET", "/v1/responses/{response}/input_items"): Shape(gives={200: InputItemList}, query=InputItemsQuery),
     ("POST", "/v1/responses/{response}/cancel"): _RESPONSE,
     ("GET", "/.well-known/jwks.json"): Shape(gives={200: KeySet}),
     ("GET", "/api/v1/openapi.json"): Shape(gives={200: Document}),

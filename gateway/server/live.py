@@ -23,15 +23,12 @@ def turn_policy(settings: Settings) -> TurnPolicy:
 
 def chat_policy(settings: Settings) -> ChatPolicy:
     """Return which conversations requests go to."""
-    # A block is seen by all turns of its agent, and only this gateway's are known here: replicas put the text in words.
-    has_replicas = bool(settings.redis_url)
-    says_it = has_replicas and settings.system_prompts == "overlay"
     return ChatPolicy(
         conversation=settings.conversation,
-        system_prompts="message" if says_it else settings.system_prompts,
+        system_prompts=settings.system_prompts,
         tool_activity=settings.tool_activity,
         tool_wait=settings.tool_wait,
-        remembers=has_replicas or not settings.database_url,
+        remembers=bool(settings.redis_url) or not settings.database_url,
     )
 
 

@@ -44,9 +44,9 @@ OPENAI: Final = (
     Route("GET", "/v1/models/{model:.+}", models.retrieve, "api"),
     Route("POST", "/v1/chat/completions", forwarded(chat_completions.create), "api"),
     Route("POST", "/v1/responses", forwarded(responses.create), "api"),
-    Route("GET", "/v1/responses/{response}", responses.retrieve, "api"),
-    Route("DELETE", "/v1/responses/{response}", responses.delete, "api"),
-    Route("GET", "/v1/responses/{response}/input_items", responses.list_input_items, "api"),
+    Route("GET", "/v1/responses/{response}", forwarded(responses.retrieve), "api"),
+    Route("DELETE", "/v1/responses/{response}", forwarded(responses.delete), "api"),
+    Route("GET", "/v1/responses/{response}/input_items", forwarded(responses.list_input_items), "api"),
     Route("POST", "/v1/responses/{response}/cancel", forwarded(responses.cancel), "api"),
 )
 

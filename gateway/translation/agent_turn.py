@@ -74,19 +74,13 @@ class ClientTool(msgspec.Struct, frozen=True):
     parameters: msgspec.Raw
 
 
-class Overlay(msgspec.Struct, frozen=True):
-    """Instructions that hold for a turn on an agent's own thread; ``key`` names the client that they come from."""
-
-    key: str
-    text: str
-
-
 class AgentTurn(msgspec.Struct, frozen=True, kw_only=True):
     """One turn of one agent.
 
     ``returns`` answer calls that wait in the conversation; calls that wait there and are not among them are answered
     as superseded. ``history`` is what the agent is to take as said before, in a conversation that has not seen it;
-    ``news`` is what it answers: at least one message, unless there are returns.
+    ``news`` is what it answers: at least one message, unless there are returns. ``overlay`` are instructions that hold
+    for this turn alone and stay nowhere; only on the agent's own thread, of a server that takes them.
     """
 
     agent_id: str
@@ -98,6 +92,7 @@ class AgentTurn(msgspec.Struct, frozen=True, kw_only=True):
     news: tuple[UserSaid | Instructed, ...] = ()
     returns: tuple[ToolResult, ...] = ()
     tools: tuple[ClientTool, ...] = ()
+    overlay: str = ""
 
     @property
     def thread(self) -> str:

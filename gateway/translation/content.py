@@ -11,6 +11,9 @@ from gateway.translation.agent_turn import ImageData, ImageUrl
 
 IMAGE_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
+LEFT_OUT: Final = "[An image or a file, left out: a tool's result is text here.]"
+"""What stands for such a part of a result: refusing it would end the chat for good, as clients send it ever again."""
+
 _COMMON_NAMES: Final = {"image/jpg": "image/jpeg"}
 
 
@@ -29,7 +32,10 @@ def storable(value: str, path: str) -> str:
 
 
 def replaced(value: str) -> str:
-    """Return a text as databases take it: NUL characters and half surrogates become U+FFFD."""
+    """Return a text as databases take it: NUL characters and half surrogates become U+FFFD.
+
+    For what machines wrote, and clients send ever again.
+    """
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -92,10 +92,10 @@ class AssistantMessage(Struct, tag_field="role", tag="assistant"):
 
 
 class ToolMessage(Struct, tag_field="role", tag="tool"):
-    """The result of a tool call."""
+    """The result of a tool call; null and absent: it gave nothing."""
 
     tool_call_id: str
-    content: str | list[TextPart]
+    content: str | list[UserPart] | None = None
 
 
 class FunctionMessage(Struct, tag_field="role", tag="function"):

@@ -215,9 +215,9 @@ def _said(message: Message, path: str, *, is_news: bool) -> Said | None:
             text = _joined(instructions, f"{path}.content")
             return Instructed(text) if text.strip() else None
         case ToolMessage(tool_call_id=call_id, content=result):
-            return ToolResult(_call_id(call_id, f"{path}.tool_call_id"), _joined(result, f"{path}.content"))
+            return ToolResult(_call_id(call_id, f"{path}.tool_call_id"), _result(result))
         case FunctionMessage(name=name, content=result):
-            return ToolResult(_call_id(name, f"{path}.name"), content.storable(result or "", f"{path}.content"))
+            return ToolResult(_call_id(name, f"{path}.name"), content.replaced(result or ""))
 
 
 def _user(message: UserMessage, path: str, *, is_news: bool) -> UserSaid | None:
@@ -268,17 +268,25 @@ def _assistant(message: AssistantMessage, path: str) -> AgentSaid:
         calls.append(_call(legacy.name, legacy, f"{path}.function_call.name", f"{path}.function_call"))
     said = message.content
     if said is None or isinstance(said, str):
-        return AgentSaid(content.storable(said or "", f"{path}.content"), tuple(calls))
+        return AgentSaid(content.replaced(said or ""), tuple(calls))
     texts = [part.refusal if isinstance(part, RefusalPart) else part.text for part in said]
-    return AgentSaid(content.storable("\n\n".join(texts), f"{path}.content"), tuple(calls))
+    return AgentSaid(content.replaced("\n\n".join(texts)), tuple(calls))
 
 
 def _call(call_id: str, function: SaidFunction, id_path: str, path: str) -> Call:
     return Call(
         _call_id(call_id, id_path),
         content.storable(function.name, f"{path}.name"),
-        content.storable(function.arguments, f"{path}.arguments"),
+        content.replaced(function.arguments),
     )
+
+
+def _result(said: str | list[UserPart] | None) -> str:
+    """Return a result's text."""
+    if said is None or isinstance(said, str):
+        return content.replaced(said or "")
+    texts = [part.text if isinstance(part, TextPart) else content.LEFT_OUT for part in said]
+    return content.replaced("\n\n".join(texts))
 
 
 def _joined(said: str | list[TextPart], path: str) -> str:

@@ -41,6 +41,7 @@ from gateway.translation.responses_types import (
     Echo,
     IncompleteDetails,
     ItemStatus,
+    OutputCustomCall,
     OutputFunctionCall,
     OutputItem,
     OutputMcpCall,
@@ -55,6 +56,12 @@ from gateway.translation.responses_types import (
 
 MAX_ITEMS: Final = 1_000
 
+
+class _Input(msgspec.Struct):
+    input: str
+
+
+_INPUT: Final = msgspec.json.Decoder(_Input)
 _ENCODER: Final = msgspec.json.Encoder()
 _ID: Final = re.compile(rf"(?:{'|'.join(wire.prefix for wire in WIRES.values())})_(.+)_\d+")
 
@@ -166,8 +173,8 @@ class ResponseAnswer:
                 yield from self._say("message", text)
             case ReasoningDelta(text=text):
                 yield from self._say("reasoning", text)
-            case ToolCallDelta():
-                yield from self._call("function_call", self._calls, event)
+            case ToolCallDelta(name=name):
+                yield from self._call(self._kind_of(name), self._calls, event)
             case ServerToolCall() if self._tool_activity:
                 yield from self._call("mcp_call", self._server_calls, event)
             case ServerToolReturn(call_id=call_id, succeeded=succeeded):
@@ -194,10 +201,21 @@ class ResponseAnswer:
 
     def cancelled(self) -> bytes:
         """Return the answer as JSON where it was cancelled on its way: what was gathered, incomplete."""
-        shown = [item for item in self._items if item.status == "in_progress"]
-        for item in shown:
-            self._close(item, "incomplete")
+        self._break_off()
         return _ENCODER.encode(self.so_far(self._echo, "cancelled"))
+
+    def failed(self, error: GatewayError) -> bytes:
+        """Return the answer as JSON where it failed on its way: what was gathered, incomplete, and why."""
+        self._break_off()
+        return _ENCODER.encode(self.so_far(self._echo, "failed", ResponseError(error_code(error), error.message)))
+
+    def under_way(self) -> bytes:
+        """Return the answer as JSON while it comes."""
+        return _ENCODER.encode(self.so_far(self._echo, "in_progress"))
+
+    def _break_off(self) -> None:
+        for item in [item for item in self._items if item.status == "in_progress"]:
+            self._close(item, "incomplete")
 
     def response(self, echo: Echo) -> Response:
         """Return the answer at its end, with this echo of the request."""
@@ -254,6 +272,8 @@ class ResponseAnswer:
                 if name is None:
                     return OutputFunctionCall(item.id, item.call_id, item.name, text, status)
                 return OutputFunctionCall(item.id, item.call_id, name.name, text, status, name.namespace)
+            case "custom_tool_call":
+                return OutputCustomCall(item.id, item.call_id, item.name, text, status)
             case "mcp_call":
                 return OutputMcpCall(item.id, item.name, text, status, TOOL_FAILURE if status == "failed" else None)
 
@@ -287,7 +307,13 @@ class ResponseAnswer:
         elif event.name and not item.name:
             item.name = event.name
         if event.arguments:
-            yield from self._grow(item, event.arguments)
+            grown = self._grow(item, event.arguments)
+            # The input of a custom tool is inside what comes as JSON: it is told when that is whole.
+            yield from (change for change in grown if item.kind != "custom_tool_call")
+
+    def _kind_of(self, name: str | None) -> ItemKind:
+        meant = self._namespaced.get(name or "")
+        return "custom_tool_call" if meant is not None and meant.is_custom else "function_call"
 
     def _grow(self, item: Gathered, piece: str) -> Iterator[Change]:
         if len(piece) > self.room:
@@ -320,6 +346,11 @@ class ResponseAnswer:
         self._speaking = None
         for item in self._items:
             if item.status == "in_progress":
+                if item.kind == "custom_tool_call":
+                    given = _input_of(item.text.getvalue())
+                    item.text = io.StringIO()
+                    item.text.write(given)
+                    yield Grew(item, given)
                 # A call of the agent's own that never returned is not complete, however the turn ended.
                 yield self._close(item, "completed" if is_whole and item.kind != "mcp_call" else "incomplete")
         self._calls.clear()
@@ -334,9 +365,17 @@ def _as_said(item: Gathered) -> Said | None:
     text = item.text.getvalue()
     if item.kind == "message":
         return AgentSaid(text)
-    if item.kind == "function_call":
+    if item.kind in ("function_call", "custom_tool_call"):
         return AgentSaid("", (Call(item.call_id, item.name, text),))
     return None
+
+
+def _input_of(arguments: str) -> str:
+    """Return the text that a custom tool is called with; what the agent wrote, where it is not as it was told."""
+    try:
+        return _INPUT.decode(arguments).input
+    except msgspec.DecodeError:
+        return arguments
 
 
 def _too_long() -> UpstreamInvalid:

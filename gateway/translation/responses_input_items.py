@@ -4,7 +4,8 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.translation.responses_types import InputItemList, ResponsesRequest
+from gateway.errors import InvalidRequest
+from gateway.translation.responses_types import InputItemList, InputItemsQuery, ResponsesRequest
 
 _ENCODER: Final = msgspec.json.Encoder()
 _ITEM: Final = msgspec.json.Decoder(dict[str, Any])
@@ -28,11 +29,24 @@ def input_items(request: ResponsesRequest, response_id: str) -> bytes:
     return _ENCODER.encode([_whole(item, f"{prefix}_{index}") for index, item in enumerate(said)])
 
 
-def listed(items: bytes) -> InputItemList:
-    """Return the list of stored items."""
-    data = tuple(_ITEMS.decode(items))
+def listed(items: bytes, wanted: InputItemsQuery) -> InputItemList:
+    """Return those stored items that are wanted; raises ``InvalidRequest`` where ``after`` is none of them."""
+    data = _ITEMS.decode(items)
+    if wanted.order == "desc":
+        data.reverse()
     ids = [_ID.decode(item).id for item in data]
-    return InputItemList(data, ids[0] if ids else None, ids[-1] if ids else None)
+    begin = 0 if wanted.after is None else _behind(wanted.after, ids)
+    end = begin + wanted.limit
+    shown = ids[begin:end]
+    return InputItemList(
+        tuple(data[begin:end]), shown[0] if shown else None, shown[-1] if shown else None, has_more=end < len(ids)
+    )
+
+
+def _behind(item_id: str, ids: list[str]) -> int:
+    if item_id not in ids:
+        raise InvalidRequest("'after' is no item of this response: send the 'last_id' of a page of it.", param="after")
+    return ids.index(item_id) + 1
 
 
 def _whole(item: dict[str, Any], made_id: str) -> dict[str, Any]:

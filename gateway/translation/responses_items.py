@@ -19,6 +19,7 @@ from gateway.translation.responses_parts import read_part
 from gateway.translation.responses_types import (
     MAX_ID,
     ContentPart,
+    CustomCallItem,
     FunctionCallItem,
     FunctionOutputItem,
     IgnoredItem,
@@ -27,11 +28,13 @@ from gateway.translation.responses_types import (
     InputImage,
     Item,
     ItemReference,
+    LocalShellCallItem,
+    LocalShellOutputItem,
     MessageItem,
 )
 
 MOST_ITEMS: Final = 10_000
-LEFT_OUT: Final = "[An image or a file, left out: a tool's result is text here.]"
+LOCAL_SHELL: Final = "local_shell"
 
 NotText: TypeAlias = InputImage | InputFile | InputAudio
 
@@ -48,6 +51,10 @@ _KINDS: Final[dict[str, msgspec.json.Decoder[Item]]] = {
     "message": msgspec.json.Decoder(MessageItem),
     "function_call": msgspec.json.Decoder(FunctionCallItem),
     "function_call_output": msgspec.json.Decoder(FunctionOutputItem),
+    "custom_tool_call": msgspec.json.Decoder(CustomCallItem),
+    "custom_tool_call_output": msgspec.json.Decoder(FunctionOutputItem),
+    "local_shell_call": msgspec.json.Decoder(LocalShellCallItem),
+    "local_shell_call_output": msgspec.json.Decoder(LocalShellOutputItem),
     "item_reference": msgspec.json.Decoder(ItemReference),
 }
 _IGNORED: Final = IgnoredItem()
@@ -136,7 +143,8 @@ def _last_said(items: Sequence[Item]) -> int:
 
 
 def _is_agents(item: Item) -> bool:
-    return isinstance(item, FunctionCallItem) or (isinstance(item, MessageItem) and item.role == "assistant")
+    is_call = isinstance(item, FunctionCallItem | CustomCallItem | LocalShellCallItem)
+    return is_call or (isinstance(item, MessageItem) and item.role == "assistant")
 
 
 def _said(item: Item, path: str, *, is_news: bool) -> Said | None:
@@ -144,17 +152,22 @@ def _said(item: Item, path: str, *, is_news: bool) -> Said | None:
         case MessageItem(role="user"):
             return _user(item.content, f"{path}.content", is_news=is_news)
         case MessageItem(role="assistant"):
-            return AgentSaid(_text(item.content, f"{path}.content"))
+            return AgentSaid(content.replaced(_joined(item.content, f"{path}.content")))
         case MessageItem():
-            text = _text(item.content, f"{path}.content")
+            text = content.storable(_joined(item.content, f"{path}.content"), f"{path}.content")
             return Instructed(text) if text.strip() else None
         case FunctionCallItem(call_id=call_id, name=name, arguments=arguments):
             called = flat_name(name, item.namespace)
-            return AgentSaid(
-                "", (Call(_call_id(call_id, path), called, content.storable(arguments, f"{path}.arguments")),)
-            )
+            return AgentSaid("", (Call(_call_id(call_id, path), called, content.replaced(arguments)),))
+        case CustomCallItem(call_id=call_id, name=name, input=text):
+            return AgentSaid("", (Call(_call_id(call_id, path), name, content.replaced(text)),))
+        case LocalShellCallItem(call_id=str(call_id), action=action):
+            done = content.replaced(bytes(action).decode())
+            return AgentSaid("", (Call(_call_id(call_id, path), LOCAL_SHELL, done),))
+        case LocalShellOutputItem(output=output):
+            return ToolResult(_call_id(item.call_id or item.id, path), content.replaced(output))
         case FunctionOutputItem(call_id=call_id, output=output):
-            return ToolResult(_call_id(call_id, path), _result(output, f"{path}.output"))
+            return ToolResult(_call_id(call_id, path), _result(output))
         case _:
             return None
 
@@ -182,21 +195,21 @@ def _part(part: ContentPart, path: str) -> Part:
             return Text(content.text(_text_of(part), f"{path}.text"))
 
 
-def _text(said: str | list[ContentPart], path: str) -> str:
+def _joined(said: str | list[ContentPart], path: str) -> str:
     if isinstance(said, str):
-        return content.storable(said, path)
+        return said
     for index, part in enumerate(said):
         if isinstance(part, NotText):
             raise _unsupported(f"{path}[{index}]")
-    return content.storable("\n\n".join(_text_of(part) for part in said), path)
+    return "\n\n".join(_text_of(part) for part in said)
 
 
-def _result(output: str | list[ContentPart], path: str) -> str:
-    """Return a result's text: an image in it is said to be missing, as refusing it would end the chat for good."""
+def _result(output: str | list[ContentPart]) -> str:
+    """Return a result's text."""
     if isinstance(output, str):
-        return content.storable(output, path)
-    texts = [LEFT_OUT if isinstance(part, NotText) else _text_of(part) for part in output]
-    return content.storable("\n\n".join(texts), path)
+        return content.replaced(output)
+    texts = [content.LEFT_OUT if isinstance(part, NotText) else _text_of(part) for part in output]
+    return content.replaced("\n\n".join(texts))
 
 
 def _text_of(part: ContentPart) -> str:

@@ -10,10 +10,11 @@ _DIGEST = 8
 
 
 class FunctionName(msgspec.Struct, frozen=True):
-    """A function inside a namespace, as the client names it."""
+    """A tool as the client names it: a function inside a namespace, or a custom tool, which takes a text alone."""
 
     namespace: str
     name: str
+    is_custom: bool = False
 
 
 def flat_name(name: str, namespace: str | None) -> str:

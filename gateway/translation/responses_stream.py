@@ -115,6 +115,14 @@ class ResponsesStream:
         """Return the answer as JSON where it was cancelled on its way."""
         return self._answer.cancelled()
 
+    def failed(self, error: GatewayError) -> bytes:
+        """Return the answer as JSON where it failed on its way."""
+        return self._answer.failed(error)
+
+    def under_way(self) -> bytes:
+        """Return the answer as JSON while it comes."""
+        return self._answer.under_way()
+
     def output_items(self) -> bytes:
         """Return the items of the output as a JSON array."""
         return self._answer.output_items()
@@ -184,7 +192,9 @@ class ResponsesStream:
     def _tell_closed(self, item: Gathered, out: list[bytes]) -> None:
         wire, text = WIRES[item.kind], item.text.getvalue()
         part = _part(item, text)
-        if part is UNSET:
+        if item.kind == "custom_tool_call":
+            self._add(msgspec.structs.replace(self._event(wire.done, item), input=text), out)
+        elif part is UNSET:
             self._add(self._event(wire.done, item, arguments=text), out)
         else:
             self._add(self._event(wire.done, item, text=text), out)

@@ -28,7 +28,7 @@ INCOMPLETE_REASONS: Final[dict[StopReason, IncompleteReason | None]] = {
     "refusal": "content_filter",
 }
 
-ItemKind: TypeAlias = Literal["message", "reasoning", "function_call", "mcp_call"]
+ItemKind: TypeAlias = Literal["message", "reasoning", "function_call", "custom_tool_call", "mcp_call"]
 """What an agent puts out.
 
 Calls of its own tools are ``mcp_call``: of the API's executed tools the only kind with a free name and free arguments.
@@ -64,6 +64,7 @@ WIRES: Final[dict[ItemKind, Wire]] = {
         "response.reasoning_summary_part.done",
     ),
     "function_call": Wire("fc", "response.function_call_arguments.delta", "response.function_call_arguments.done"),
+    "custom_tool_call": Wire("ctc", "response.custom_tool_call_input.delta", "response.custom_tool_call_input.done"),
     "mcp_call": Wire(
         "mcp",
         "response.mcp_call_arguments.delta",

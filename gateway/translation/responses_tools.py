@@ -1,8 +1,9 @@
 """The Responses API's tools and choice among them -> the tools that the client executes.
 
-Of the API's kinds of tools only functions are the client's to execute. Those inside a ``namespace`` are offered under
-a name made of both, as agents know no namespaces, and called by both again; hosted kinds (``web_search`` and the like)
-are OpenAI's own and ignored: the agent has tools of its own for that.
+Of the API's kinds of tools functions and custom tools are the client's to execute. Functions inside a ``namespace`` are
+offered under a name made of both, as agents know no namespaces, and called by both again; custom tools are offered as
+functions of one text. Hosted kinds (``web_search`` and the like) are OpenAI's own and ignored: the agent has tools of
+its own for that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from gateway.translation.tools import FunctionSpec, check_choice, check_name, ch
 
 
 class Tools(msgspec.Struct, frozen=True):
-    """A client's functions; ``namespaced`` says of some what the client calls them."""
+    """A client's tools; ``namespaced`` says of those that are no plain functions what they are for the client."""
 
     offered: tuple[ClientTool, ...]
     namespaced: Mapping[str, FunctionName]
@@ -32,6 +33,17 @@ class _Kind(msgspec.Struct):
     tools: list[msgspec.Raw] = []
 
 
+class _Format(msgspec.Struct):
+    syntax: str = ""
+    definition: str = ""
+
+
+class _CustomTool(msgspec.Struct):
+    name: str
+    description: str | None = None
+    format: _Format | None = None
+
+
 class _Found(msgspec.Struct, frozen=True):
     spec: FunctionSpec
     path: str
@@ -40,6 +52,10 @@ class _Found(msgspec.Struct, frozen=True):
 
 _KIND: Final = msgspec.json.Decoder(_Kind)
 _FUNCTION: Final = msgspec.json.Decoder(FunctionSpec)
+_CUSTOM: Final = msgspec.json.Decoder(_CustomTool)
+_ONE_TEXT: Final = msgspec.Raw(
+    b'{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],"additionalProperties":false}'
+)
 
 
 def read_tools(raws: Sequence[msgspec.Raw]) -> Tools:
@@ -59,7 +75,7 @@ def choose(
     match choice:
         case "none" | "required" | "auto":
             chosen: ToolChoice = choice
-        case ToolChoiceObject(type="function", name=str(name)):
+        case ToolChoiceObject(type="function" | "custom", name=str(name)):
             chosen = Named(name)
         case ToolChoiceObject(type="allowed_tools"):
             allowed = {tool.name for tool in choice.tools or ()}
@@ -81,9 +97,19 @@ def _functions(raw: msgspec.Raw, path: str) -> Iterator[_Found]:
     kind = read_part(_KIND, raw, path)
     if kind.type == "function":
         yield _Found(read_part(_FUNCTION, raw, path), path)
+    elif kind.type == "custom":
+        yield _custom(read_part(_CUSTOM, raw, path), path)
     elif kind.type == "namespace":
         for index, inner in enumerate(kind.tools):
             yield from _inside(kind.name, inner, f"{path}.tools[{index}]")
+
+
+def _custom(tool: _CustomTool, path: str) -> _Found:
+    description = tool.description or ""
+    if tool.format is not None and tool.format.definition:
+        description += f"\n\nThe input is of this grammar ({tool.format.syntax}):\n{tool.format.definition}"
+    spec = FunctionSpec(tool.name, description.strip(), _ONE_TEXT)
+    return _Found(spec, path, FunctionName("", tool.name, is_custom=True))
 
 
 def _inside(namespace: str, raw: msgspec.Raw, path: str) -> Iterator[_Found]:

@@ -71,6 +71,29 @@ class FunctionOutputItem(Struct):
     output: str | list[ContentPart]
 
 
+class CustomCallItem(Struct):
+    """A call of a client's custom tool that the agent made: the input is a text of any kind."""
+
+    call_id: str
+    name: str
+    input: str
+
+
+class LocalShellCallItem(Struct):
+    """A call of OpenAI's shell tool that another model made."""
+
+    call_id: str | None = None
+    action: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+
+
+class LocalShellOutputItem(Struct):
+    """What that gave back; its id is the call's, where that does not stand by itself."""
+
+    output: str
+    id: str = ""
+    call_id: str | None = None
+
+
 class ItemReference(Struct):
     """An item of an earlier response, by its id: how the AI SDK repeats a stored response's items."""
 
@@ -81,7 +104,16 @@ class IgnoredItem(Struct):
     """An item that says nothing to an agent: its own reasoning, its own tools' calls, other kinds of the API's."""
 
 
-Item: TypeAlias = MessageItem | FunctionCallItem | FunctionOutputItem | ItemReference | IgnoredItem
+Item: TypeAlias = (
+    MessageItem
+    | FunctionCallItem
+    | FunctionOutputItem
+    | CustomCallItem
+    | LocalShellCallItem
+    | LocalShellOutputItem
+    | ItemReference
+    | IgnoredItem
+)
 
 
 class NamedFunctionTool(Struct, omit_defaults=True):
@@ -218,6 +250,16 @@ class OutputFunctionCall(Struct, frozen=True, tag_field="type", tag="function_ca
     namespace: str | UnsetType = UNSET
 
 
+class OutputCustomCall(Struct, frozen=True, tag_field="type", tag="custom_tool_call"):
+    """A call of a custom tool that the client is to execute."""
+
+    id: str
+    call_id: str
+    name: str
+    input: str
+    status: ItemStatus
+
+
 class ToolFailure(Struct, frozen=True, tag_field="type", tag="mcp_tool_execution_error"):
     """Why a tool that ran on Letta gave nothing back."""
 
@@ -237,7 +279,7 @@ class OutputMcpCall(Struct, frozen=True, tag_field="type", tag="mcp_call"):
     approval_request_id: None = None
 
 
-OutputItem: TypeAlias = OutputMessage | OutputReasoning | OutputFunctionCall | OutputMcpCall
+OutputItem: TypeAlias = OutputMessage | OutputReasoning | OutputFunctionCall | OutputCustomCall | OutputMcpCall
 
 
 # Answers: the response -----------------------------------------------------------------------------------------------
@@ -344,6 +386,7 @@ class StreamEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: tuple[()] | UnsetType = UNSET
     text: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
+    input: str | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     sequence_number: int
 
@@ -354,6 +397,20 @@ class DeletedResponse(Struct, frozen=True):
     id: str
     object: Literal["response"] = "response"
     deleted: bool = True
+
+
+class ResponseQuery(Struct):
+    """The query of ``GET /v1/responses/{id}``; ``stream`` is refused."""
+
+    stream: bool = False
+
+
+class InputItemsQuery(Struct):
+    """Which of a response's input items are wanted; ``after`` is the id of the one before them."""
+
+    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
 
 
 class InputItemList(Struct, frozen=True):

@@ -50,7 +50,7 @@ class FaultyBackend(ScriptedBackend):
 
     def __init__(self, faults: Faults) -> None:
         super().__init__()
-        self.capabilities = Capabilities(overlays=True, providers=True)
+        self.capabilities = Capabilities(providers=True)
         self.faults = faults
         self.made: list[AgentSpec] = []
 

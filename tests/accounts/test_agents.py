@@ -154,7 +154,7 @@ async def test_user_who_is_deleted_while_the_agent_is_made(world: World) -> None
 async def test_server_whose_agents_have_no_providers(world: World) -> None:
     """An agent that cannot use the user's own key would be billed to somebody else."""
     profile = await world.user()
-    world.backend.capabilities = Capabilities(overlays=True, providers=False)
+    world.backend.capabilities = Capabilities(providers=False)
     with pytest.raises(ProvidersUnsupported):
         await world.agents().ensure(profile)
     assert world.backend.made == []

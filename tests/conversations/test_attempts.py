@@ -1,6 +1,7 @@
 """What HTTP does not show of it: who listens, who is waited for, what is kept. The rest: handlers/test_answering.py."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -30,8 +31,8 @@ def named(key: str = "k", digest: bytes = b"d", owner: str = "anna") -> Identity
     return Identity(owner, key, digest, is_explicit=True)
 
 
-def sdk(*, is_retry: bool = False) -> Identity:
-    return Identity("anna", "sdk 1", b"d", is_explicit=False, is_retry=is_retry)
+def sdk(retries: int = 0) -> Identity:
+    return Identity("anna", "sdk 1", b"d", is_explicit=False, retries=retries)
 
 
 class Client:
@@ -205,7 +206,7 @@ async def test_listener_that_leaves_after_the_end_ends_nothing(tasks: TaskSet) -
 
 
 async def test_answer_that_has_not_begun_waits_for_the_sdk(tasks: TaskSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINGER", 0.1)
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.1)
     attempt, client, producer = Attempt(EVENTS, sdk()), Client(), Producer()
     attempt.start(tasks, producer)
     attempt.join(client)
@@ -216,6 +217,29 @@ async def test_answer_that_has_not_begun_waits_for_the_sdk(tasks: TaskSet, monke
     assert not producer.was_cancelled, "it has come back"
     attempt.leave(attempt.listeners[0])
     await until(lambda: producer.was_cancelled)
+
+
+async def test_each_further_try_of_the_sdk_is_waited_for_longer(
+    attempts: Attempts, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.04)
+    monkeypatch.setattr(module, "SLACK", 2.0)
+    attempt, producer = Attempt(EVENTS, sdk()), Producer()
+    await attempts.begin(attempt)
+    attempt.start(tasks, producer)
+    for retries in range(4):
+        assert retries == 0 or await attempts.find(sdk(retries)) is attempt
+        client = Client()
+        attempt.join(client)
+        attempt.leave(client)
+        await asyncio.sleep(0.04 * 2**retries)
+        assert not producer.was_cancelled
+    await until(lambda: producer.was_cancelled)
+
+
+@pytest.mark.parametrize(("retries", "seconds"), [(0, 0.6), (1, 1.2), (2, 2.4), (3, 4.8), (4, 9.6), (9_999, 9.6)])
+def test_how_long_the_sdk_is_waited_for(retries: int, seconds: float) -> None:
+    assert module._until_next(retries) == pytest.approx(seconds)
 
 
 # What is kept --------------------------------------------------------------------------------------------------------
@@ -326,9 +350,27 @@ async def test_who_has_joined_is_told_of_a_client_that_left_before_its_answer_be
 async def test_sdk_is_answered_again_for_a_while(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     made = await ended(attempts, sdk(), lambda attempt: attempt.push(b"{}"))
     assert await attempts.find(sdk()) is None, "the first try of a request is a request of its own"
-    assert await attempts.find(sdk(is_retry=True)) is made
+    assert await attempts.find(sdk(1)) is made
     monkeypatch.setattr(module, "REMEMBER", 0.0)
-    assert await attempts.find(sdk(is_retry=True)) is None
+    assert await attempts.find(sdk(1)) is None
+
+
+async def test_answer_that_took_long_is_told_again_from_its_end_on(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    attempt = Attempt(JSON, sdk())
+    await attempts.begin(attempt)
+    now += 10 * module.REMEMBER
+    attempt.push(b"{}")
+    attempt.is_complete = True
+    attempt.over.set()
+    await attempts.end(attempt)
+    now += module.REMEMBER - 1
+    assert await attempts.find(sdk(1)) is attempt
+    now += 2
+    assert await attempts.find(sdk(1)) is None
 
 
 async def test_key_stands_for_a_day(attempts: Attempts) -> None:
@@ -348,9 +390,10 @@ async def test_key_stands_for_a_day(attempts: Attempts) -> None:
 async def test_answer_is_cancelled_by_its_name(attempts: Attempts, tasks: TaskSet) -> None:
     attempt, producer = Attempt(EVENTS), Producer()
     attempt.start(tasks, producer)
-    await attempts.name("anna", "resp_1", attempt)
+    await attempts.name("anna", "resp_1", attempt, lambda: b"{}")
     await asyncio.sleep(0)
     assert not await attempts.cancel("ben", "resp_1")
+    assert (attempts.so_far("ben", "resp_1"), attempts.so_far("anna", "resp_1")) == (None, b"{}")
     assert await attempts.cancel("anna", "resp_1")
     assert producer.was_cancelled
     await until(lambda: not attempts._named)

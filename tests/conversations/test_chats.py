@@ -35,6 +35,7 @@ from gateway.translation.agent_events import (
 from gateway.translation.agent_turn import (
     AgentSaid,
     AgentTurn,
+    Call,
     ClientTool,
     Instructed,
     Said,
@@ -450,7 +451,7 @@ class Untold(Alone):
 
 async def test_place_of_a_call_that_cannot_be_told(gateway: Gateway) -> None:
     """The agent has the message: whoever sends it again says it twice. An answer without calls needs no place."""
-    gateway.letta.capabilities = Capabilities(overlays=False, providers=False, parks=True)
+    gateway.letta.capabilities = Capabilities(providers=False, parks=True)
     gateway.chats._desk = msgspec.structs.replace(gateway.chats._desk, places=Untold())
     gateway.letta.play(calls("call_1"), answers("A"))
     with pytest.raises(SharedStateUnavailable) as raised:
@@ -505,7 +506,28 @@ async def test_instructions_are_ignored_where_the_operator_wants_that(store: Dat
     async with gateway_on(store, system_prompts="ignore") as gateway:
         await gateway.ask(KIND, user("a"), **fields)
         assert gateway.sent.news == (user("a"),)
-        assert gateway.letta.shown == [None]
+        assert gateway.letta.shown == [""]
+
+
+# Functions, which have no ids ----------------------------------------------------------------------------------------
+
+FUNCTION_CALLED = AgentSaid("", (Call("f", "f", "{}"),))
+
+
+@pytest.mark.parametrize("fields", [{"chat": "c-1"}, {}])
+async def test_results_of_functions_go_to_the_calls_that_wait(gateway: Gateway, fields: dict[str, Any]) -> None:
+    told: list[Said] = [user("a")]
+    for number in (1, 2):
+        gateway.letta.play(calls(f"call_{number}"))
+        await gateway.ask(*told, tools=(TOOL,), is_legacy=True, **fields)
+        told += [FUNCTION_CALLED, ToolResult("f", str(number))]
+    gateway.letta.play(answers("A"))
+    await gateway.ask(*told, tools=(TOOL,), is_legacy=True, **fields)
+    assert gateway.sent.returns == (ToolResult("call_2", "2"),)
+    assert [turn.sent.returns for turn in gateway.letta.turns[:2]] == [(), (ToolResult("call_1", "1"),)]
+    await gateway.ask(*told, agent("A"), user("b"), tools=(TOOL,), is_legacy=True, **fields)
+    (place,) = {turn.sent.conversation_id for turn in gateway.letta.turns}
+    assert (gateway.sent.conversation_id, gateway.sent.history, gateway.sent.news) == (place, (), (user("b"),))
 
 
 # Overlays ------------------------------------------------------------------------------------------------------------
@@ -513,10 +535,9 @@ async def test_instructions_are_ignored_where_the_operator_wants_that(store: Dat
 
 async def test_instructions_on_the_agents_own_thread_are_laid_over(gateway: Gateway) -> None:
     await gateway.ask(KIND, user("a"))
-    assert gateway.sent == turn(news=(user("a"),))
-    assert gateway.letta.shown == ["Be kind"]
+    assert gateway.sent == turn(news=(user("a"),), overlay="Be kind")
     await gateway.ask(user("b"))
-    assert gateway.letta.shown == ["Be kind", None]
+    assert gateway.sent == turn(news=(user("b"),))
 
 
 ENDINGS: dict[str, Script] = {
@@ -527,85 +548,28 @@ ENDINGS: dict[str, Script] = {
 }
 
 
-@pytest.mark.parametrize("script", ENDINGS.values(), ids=ENDINGS.keys())
-async def test_overlay_is_taken_off_in_every_ending(gateway: Gateway, script: Script) -> None:
-    gateway.letta.play(script)
-    try:
-        await gateway.ask(KIND, user("a"), tools=(TOOL,))
-    except (UpstreamRejected, UpstreamTruncated, UpstreamUnavailable):
-        assert script is not ENDINGS["ended well"]
-    assert gateway.letta.shown == ["Be kind"]
-    gateway.assert_empty()
-
-
-@pytest.mark.parametrize("script", [LEAVES_OFF, Script(opening=(Hang(),))])
-async def test_overlay_is_taken_off_where_the_turn_was_left(gateway: Gateway, script: Script) -> None:
-    gateway.letta.play(script)
-    await leave(await gateway.start(KIND, user("a")))
-    await gateway.settled()
-    assert gateway.letta.shown == ["Be kind"]
-    gateway.assert_empty()
-
-
-async def test_two_turns_of_an_agent_at_once_never_see_each_others_instructions(gateway: Gateway) -> None:
-    first = asyncio.Event()
-    gateway.letta.play(Script(steps=(Hold(first), *answers("A").steps)))
-    task = await gateway.start(KIND, user("a"))
-    others = [
-        gateway.clients.spawn(gateway.ask(BRIEF, user("b"), **fields), "other")
-        for fields in ({"chat": "c-1"}, {"is_background": True}, {"owner": "ben"})
-    ]
-    await asyncio.sleep(0.02)
-    assert len(gateway.letta.turns) == 1
-    first.set()
-    await asyncio.gather(task, *others)
-    assert gateway.letta.shown[0] == "Be kind"
-    assert set(gateway.letta.shown[1:]) <= {None, "Be brief"}
-    for other, shown in zip(gateway.letta.turns[1:], gateway.letta.shown[1:], strict=True):
-        assert (instructed(other.sent) == ["Be brief"]) is (shown is None)
-
-
-async def test_instructions_are_told_where_another_turn_would_see_them(gateway: Gateway) -> None:
+async def test_long_turn_with_instructions_holds_up_no_other_chat(gateway: Gateway) -> None:
     gate = asyncio.Event()
     gateway.letta.play(Script(steps=(Hold(gate), *answers("A").steps)))
-    task = await gateway.start(user("a"), chat="c-1")
-    await gateway.ask_beside(KIND, user("b"))
-    assert gateway.sent == turn(news=(KIND, user("b")))
-    assert gateway.letta.shown == [None, None]
+    task = await gateway.start(KIND, user("a"))
+    await gateway.ask_beside(user("b"), chat="c-1")
+    await gateway.ask_beside(BRIEF, user("c"), chat="c-2")
+    assert gateway.letta.shown == ["Be kind", "", ""]
     gate.set()
     await task
 
 
-async def test_overlay_that_cannot_be_put_on(gateway: Gateway) -> None:
+async def test_server_that_cannot_be_asked_whether_it_takes_instructions(gateway: Gateway) -> None:
     gateway.letta.down = UpstreamUnavailable(should_retry=True)
     with pytest.raises(UpstreamUnavailable):
         await gateway.ask(KIND, user("a"))
     assert gateway.letta.turns == []
-    gateway.letta.down = None
-    await gateway.ask(user("b"))
-    assert gateway.letta.shown == [None]
-
-
-async def test_overlay_that_could_not_be_taken_off_is_shown_to_nobody_else(gateway: Gateway) -> None:
-    gate = asyncio.Event()
-    gateway.letta.play(Script(steps=(Hold(gate), *answers("A").steps)))
-    task = await gateway.start(KIND, user("a"))
-    gateway.letta.down = UpstreamUnavailable(should_retry=True)
-    gate.set()
-    await task
-    assert "agent-1" in gateway.letta.overlays
-    for chat, owner in ((None, "anna"), ("c-1", "anna"), (None, "ben")):
-        with pytest.raises(UpstreamUnavailable):
-            await gateway.ask(user("b"), chat=chat, owner=owner)
-    gateway.letta.down = None
-    await gateway.ask(user("b"), owner="ben")
-    assert gateway.letta.shown == ["Be kind", None]
 
 
 @pytest.mark.parametrize("is_able", [True, False])
 async def test_instructions_are_told_once_and_again_after_a_change(store: Database, is_able: Any) -> None:
     async with gateway_on(store, system_prompts="message" if is_able else "overlay") as gateway:
-        gateway.letta.capabilities = Capabilities(overlays=is_able, providers=False)
+        gateway.letta.can_overlay = is_able
         for instructions, told in ((KIND, True), (KIND, False), (BRIEF, True), (BRIEF, False), (KIND, True)):
             await gateway.ask(instructions, user("a"))
             assert gateway.sent == turn(news=(instructions, user("a")) if told else (user("a"),))
@@ -614,7 +578,24 @@ async def test_instructions_are_told_once_and_again_after_a_change(store: Databa
         assert again.sent == turn(news=(user("a"),))
         await again.ask(KIND, user("a"), owner="ben")
         assert again.sent == turn(news=(KIND, user("a")))
-        assert set(gateway.letta.shown) == {None}
+        assert set(gateway.letta.shown) == {""}
+
+
+async def test_long_instructions_of_two_clients_are_told_once_and_named_then(store: Database) -> None:
+    one, other = (Instructed(f"{text} " * 200) for text in ("Be kind.", "Be brief."))
+    async with gateway_on(store, system_prompts="message") as gateway:
+        for client, instructions in (("one", one), ("other", other)):
+            await gateway.ask(instructions, user("a"), client=client)
+            assert instructed(gateway.sent) == [instructions.text]
+        for client, instructions in (("one", one), ("other", other), ("one", one)):
+            await gateway.ask(instructions, user("a"), client=client)
+            (told,) = instructed(gateway.sent)
+            assert instructions.text[:100] in told
+            assert len(told) < 400
+            await gateway.ask(instructions, user("b"), client=client)
+            assert instructed(gateway.sent) == []
+        await gateway.ask(Instructed("New. " * 200), user("c"), client="one")
+        assert instructed(gateway.sent) == ["New. " * 200]
 
 
 async def test_instructions_that_were_surely_not_delivered_are_told_again(store: Database) -> None:

@@ -72,13 +72,37 @@ def test_any_identity_can_be_stored(chat: str) -> None:
 # Background requests -------------------------------------------------------------------------------------------------
 
 TITLE = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.\n### Guidelines:\n"
+TASKS = [
+    TITLE,
+    "### Task:\nGenerate a concise title summarizing the chat history.\n### Guidelines:\n",
+    "### Task:\nGenerate 1-3 broad tags categorizing the main themes of the chat history, along with 1-3 more specific",
+    "### Task:\nGenerate a detailed prompt for am image generation task based on the given language and context.",
+    "### Task:\nSuggest 3-5 relevant follow-up questions or prompts that the user might naturally ask next",
+    "### Task:\nPredict 3-5 useful messages this user might naturally send next to advance their current objective.",
+    "### Task:\nAnalyze the chat history to determine the necessity of generating search queries",
+    "### Task:\nYou are an autocompletion system. Continue the text in `<text>` based on the **completion type**",
+    "Your task is to reflect the speaker's likely facial expression through a fitting emoji. Interpret emotions from",
+]
+"""How Open WebUI's own prompts begin, up to 0.12.4."""
+WITH_DOCUMENTS = """### Task:
+Respond to the user query using the provided context, incorporating inline citations in the format [id] **only when the
+<source> tag includes an explicit id attribute** (e.g., <source id="1">).
+
+### Guidelines:
+- If you don't know the answer, clearly state that.
+
+<context>
+<source id="1">Milo likes walnuts.</source>
+</context>
+
+What does Milo like?"""
+"""A user's question as Open WebUI 0.12.4 sends it beside documents."""
 
 
-@pytest.mark.parametrize(
-    "text", [TITLE, f"\n  {TITLE}", "### Task:", "### Task:\nSuggest 3-5 relevant follow-up questions"]
-)
+@pytest.mark.parametrize("text", TASKS)
 def test_task_prompts_of_open_webui(text: str) -> None:
     assert is_background({}, ask(user(text)))
+    assert is_background({}, ask(user(f"\n  {text}")))
     assert is_background({}, ask(Instructed("Be kind"), user(text)))
 
 
@@ -86,6 +110,9 @@ def test_task_prompts_of_open_webui(text: str) -> None:
     "transcript",
     [
         [user("Hi")],
+        [user(WITH_DOCUMENTS)],
+        [user("### Task:")],
+        [user("### Task:\nWrite a poem")],
         [user("What does '### Task:' mean?")],
         [user("Please do this.\n### Task:\nWrite a poem")],
         [user("Task: write a poem")],

@@ -5,21 +5,18 @@ from typing import Any
 
 import pytest
 
-from gateway.conversations import overlays
 from gateway.conversations.directory import Directory
 from gateway.conversations.divergence import digest, digests
-from gateway.conversations.overlays import OverlayGates
 from gateway.conversations.plans import OWN_THREAD, Continued, Desk, OwnThread, PinnedChat, Plan, Request, Throwaway
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
-from gateway.errors import ConversationBusy, StorageUnavailable, UpstreamUnavailable
-from gateway.letta.scripted import Hold
+from gateway.errors import StorageUnavailable, UpstreamUnavailable
 from gateway.shared_state.locks import Lease
 from gateway.shared_state.places import Alone
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Stop, TextDelta, ToolCallDelta
-from gateway.translation.agent_turn import AgentTurn, Instructed, Overlay, Said, ToolResult
+from gateway.translation.agent_turn import AgentTurn, Instructed, Said, ToolResult
 from tests.conversations.chatting import TOOL, Letta, agent, called, payer_of, user
 from tests.storage.databases import opened
 
@@ -47,7 +44,6 @@ async def desk(store: Database) -> AsyncIterator[Desk]:
         backend=Letta(),
         directory=Directory(store),
         calls=WaitingCalls(store),
-        gates=OverlayGates(),
         system_prompts="overlay",
         tasks=TaskSet(),
         places=Alone(),
@@ -55,7 +51,6 @@ async def desk(store: Database) -> AsyncIterator[Desk]:
     )
     yield made
     await done(made)
-    assert made.gates._agents == {}
 
 
 async def done(desk: Desk) -> None:
@@ -106,7 +101,6 @@ async def whole(plan: Plan, *events: Any) -> AgentTurn:
     turn = await plan.begin(Lease(plan.thread))
     plan.heard.receive([*events])
     await plan.end(is_delivered=True)
-    plan.leave()
     return turn
 
 
@@ -135,45 +129,12 @@ async def test_wish_goes_with_a_question_and_not_with_results(desk: Desk, make: 
 
 @pytest.mark.parametrize("make", EVERY)
 @pytest.mark.parametrize("is_delivered", [True, False])
-async def test_plan_that_was_never_begun_ends_and_leaves(desk: Desk, make: Make, is_delivered: Any) -> None:
+async def test_plan_that_was_never_begun_ends(desk: Desk, make: Make, is_delivered: Any) -> None:
     plan = make(desk, request())
     await plan.end(is_delivered=is_delivered and make is not pinned)
-    plan.leave()
     await done(desk)
     assert await desk.directory.find("anna", "agent-1", "c-1") is None
     assert letta(desk).conversations == {}
-
-
-@pytest.mark.parametrize("make", EVERY)
-async def test_plan_is_left_once(desk: Desk, make: Make) -> None:
-    plan = make(desk, request())
-    await desk.gates.enter("agent-1")
-    await plan.begin(Lease(plan.thread))
-    for _ in range(3):
-        plan.leave()
-    assert desk.gates._agents["agent-1"].turns == 1
-    desk.gates.leave("agent-1")
-    plan = make(desk, request())
-    await plan.begin(Lease(plan.thread))
-    await plan.end(is_delivered=True)
-    plan.leave()
-
-
-@pytest.mark.parametrize("make", EVERY)
-async def test_agent_that_shows_anothers_instructions_for_too_long(
-    desk: Desk, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overlays, "WAIT", 0.01)
-    first = OwnThread(desk, request(instructions="Be kind"))
-    await first.begin(Lease(first.thread))
-    plan = make(desk, request())
-    with pytest.raises(ConversationBusy):
-        await plan.begin(Lease(plan.thread))
-    await plan.end(is_delivered=False)
-    plan.leave()
-    assert letta(desk).conversations == {}
-    await first.end(is_delivered=True)
-    first.leave()
 
 
 @pytest.mark.parametrize("make", EVERY)
@@ -229,7 +190,6 @@ async def test_results_settle_the_calls_of_their_conversation_alone(desk: Desk, 
     await desk.calls.record([elsewhere, here])
     plan.heard.receive([Stop("end_turn")])
     await plan.end(is_delivered=True)
-    plan.leave()
     assert await desk.calls.find(["call_1", "call_9"]) == [elsewhere]
 
 
@@ -265,52 +225,19 @@ async def test_plans_that_have_something_to_write_down(
     assert (plan.is_quiet, plan.listens) == (is_quiet, listens)
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [request(instructions="Be kind"), request(user("a"), called("call_1"), ToolResult("call_1", "1"))],
-)
-async def test_plan_of_the_own_thread_is_not_quiet_once_it_has_something_to_undo(desk: Desk, asked: Request) -> None:
-    plan = OwnThread(desk, asked)
+async def test_plan_of_the_own_thread_is_not_quiet_once_it_has_something_to_write_down(desk: Desk) -> None:
+    plan = OwnThread(desk, request(user("a"), called("call_1"), ToolResult("call_1", "1")))
     await plan.begin(Lease(plan.thread))
     assert not plan.is_quiet
     await plan.end(is_delivered=True)
-    plan.leave()
 
 
-async def test_overlay_is_the_owners_and_the_clients(desk: Desk) -> None:
-    plan = OwnThread(desk, request(instructions="Be kind"))
-    await plan.begin(Lease(plan.thread))
-    assert letta(desk).overlays == {"agent-1": Overlay("anna:client", "Be kind")}
-    await plan.end(is_delivered=True)
-    assert letta(desk).overlays == {}
-    plan.leave()
-
-
-async def test_overlay_is_lifted_where_the_rest_of_the_end_fails(desk: Desk, store: Database) -> None:
-    plan = OwnThread(desk, request(called("call_1"), ToolResult("call_1", "1"), instructions="Be kind"))
-    await plan.begin(Lease(plan.thread))
-    await store.close()
-    with pytest.raises(StorageUnavailable):
-        await plan.end(is_delivered=True)
-    plan.leave()
-    assert letta(desk).overlays == {}
-    assert not desk.gates.is_left_on("agent-1")
-
-
-async def test_instructions_that_are_put_on_while_the_turn_is_left_are_taken_off(desk: Desk) -> None:
-    gate = asyncio.Event()
-    letta(desk).holding = Hold(gate)
-    plan = OwnThread(desk, request(instructions="Be kind"))
-    task = desk.tasks.spawn(plan.begin(Lease(plan.thread)), "begin")
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    letta(desk).overlays["agent-1"] = Overlay("anna:client", "Be kind")  # it had arrived
-    letta(desk).holding = None
-    await plan.end(is_delivered=False)
-    plan.leave()
-    assert letta(desk).overlays == {}
+async def test_instructions_of_the_own_thread_hold_for_the_turn_alone(desk: Desk) -> None:
+    turn = await whole(OwnThread(desk, request(instructions="Be kind")), Stop("end_turn"))
+    assert (turn.news, turn.overlay) == ((user("a"),), "Be kind")
+    turn = await whole(OwnThread(desk, request()), Stop("end_turn"))
+    assert (turn.news, turn.overlay) == ((user("a"),), "")
+    assert await desk.directory.find("anna", "agent-1", OWN_THREAD) is None
 
 
 async def test_own_threads_instructions_are_no_chats(desk: Desk) -> None:
@@ -318,7 +245,6 @@ async def test_own_threads_instructions_are_no_chats(desk: Desk) -> None:
         backend=desk.backend,
         directory=desk.directory,
         calls=desk.calls,
-        gates=desk.gates,
         system_prompts="message",
         tasks=desk.tasks,
         places=desk.places,
@@ -338,7 +264,6 @@ async def test_pin_is_not_settled_until_the_answer_is_known(desk: Desk) -> None:
     assert (known.conversation_id, known.seen, known.is_settled) == ("conv-1", (), False)
     plan.heard.receive([TextDelta("A"), Stop("end_turn")])
     await plan.end(is_delivered=True)
-    plan.leave()
     known = await desk.directory.find("anna", "agent-1", "c-1")
     assert known is not None
     assert (known.conversation_id, known.is_settled) == ("conv-1", True)
@@ -351,7 +276,6 @@ async def test_database_that_fails_in_the_begin(desk: Desk, store: Database) -> 
     with pytest.raises(StorageUnavailable):
         await plan.begin(Lease(plan.thread))
     await plan.end(is_delivered=False)
-    plan.leave()
 
 
 async def test_news_alone_go_on_in_the_conversation_that_holds_the_rest(desk: Desk) -> None:
@@ -380,7 +304,6 @@ async def test_throwaway_conversation_goes_where_its_calls_cannot_be_written_dow
     await store.close()
     with pytest.raises(StorageUnavailable):
         await plan.end(is_delivered=True)
-    plan.leave()
     await done(desk)
     assert letta(desk).deleted == ["conv-1"]
 
@@ -405,7 +328,6 @@ async def test_conversation_of_calls_goes_when_they_are_done(
     await plan.begin(Lease(plan.thread))
     plan.heard.receive(events)
     await plan.end(is_delivered=is_delivered)
-    plan.leave()
     await done(desk)
     assert letta(desk).deleted == (["conv-7"] if is_over and is_ephemeral else [])
 
@@ -415,6 +337,5 @@ async def test_conversation_that_cannot_be_deleted_is_left(desk: Desk) -> None:
     await plan.begin(Lease(plan.thread))
     letta(desk).down = UpstreamUnavailable()
     await plan.end(is_delivered=True)
-    plan.leave()
     await done(desk)
     assert letta(desk).deleted == []

@@ -88,9 +88,6 @@ class Saying:
             await self._end()
         self.events.append("ended")
 
-    def leave(self) -> None:
-        self.events.append("leave")
-
 
 def raising(error: BaseException) -> Work:
     async def work() -> None:
@@ -147,7 +144,7 @@ class House:
         assert self.registry._idle.is_set()
         assert len(self.tasks) == 0
         assert all(turn.closed for turn in self.backend.turns)
-        assert all(plan.events[-1:] in ([], ["leave"]) and plan.events.count("leave") < 2 for plan in self.plans)
+        assert all(plan.events.count("end") < 2 for plan in self.plans)
         assert self.gauge("turns") == self.gauge("waiting") == 0
         self.meter.assert_settled()
 
@@ -448,7 +445,7 @@ async def test_letta_that_is_busy_for_too_long() -> None:
 
 # What a plan is asked -------------------------------------------------------------------------------------------------
 
-WHOLE = ["begin", "end", "ended", "leave"]
+WHOLE = ["begin", "end", "ended"]
 
 
 async def test_plan_of_a_whole_turn(house: House) -> None:
@@ -465,7 +462,7 @@ async def test_plan_that_is_quiet_is_left_at_once(house: House) -> None:
     plan = Saying("a", quiet=True)
     async with house.registry.turn(plan) as held:
         await heard(held.running)
-    assert (plan.events, house.registry.held) == (["begin", "leave"], 0)
+    assert (plan.events, house.registry.held) == (["begin"], 0)
 
 
 async def test_plan_that_becomes_loud_in_its_turn_is_told(house: House) -> None:
@@ -567,7 +564,7 @@ async def test_end_that_fails_frees_the_thread_all_the_same(house: House, begin:
     first, second = await house.client(Saying("a", begin=begin, end=raising(error))), await house.client("b")
     await outcome(first)
     assert await second == 5
-    assert house.plans[0].events == ["begin", "end", "leave"]
+    assert house.plans[0].events == ["begin", "end"]
 
 
 async def test_end_that_hangs_frees_the_thread_in_the_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,7 +573,7 @@ async def test_end_that_hangs_frees_the_thread_in_the_end(house: House, monkeypa
     assert await first == 5
     assert house.names == ["a"]
     assert await second == 5
-    assert house.plans[0].events == ["begin", "end", "leave"]
+    assert house.plans[0].events == ["begin", "end"]
 
 
 async def test_settling_that_has_a_bug_frees_the_thread_all_the_same(house: House) -> None:

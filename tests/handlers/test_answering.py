@@ -151,7 +151,7 @@ async def test_sdk_leaves_before_an_answer_and_asks_again(gateway: Running, *, s
 async def test_sdk_that_does_not_come_back_ends_the_turn(
     gateway: Running, monkeypatch: pytest.MonkeyPatch, *, stream: bool
 ) -> None:
-    monkeypatch.setattr(attempts, "LINGER", 0.1)
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.1)
     gateway.backend.play(Script((Hang(),)))
     async with gateway.connect() as connection:
         await connection.send(chat_request(headers=FIRST, stream=stream))

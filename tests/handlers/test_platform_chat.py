@@ -514,7 +514,7 @@ async def test_client_with_a_key_leaves_and_comes_back(gateway: Platform, *, str
 
 
 async def test_sdk_that_leaves_and_does_not_come_back(gateway: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "LINGER", 0.05)
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.05)
     gateway.backend.play(Script((Hang(),)))
     async with gateway.connect() as connection:
         await gateway.start(connection, headers={"x-stainless-retry-count": "0"})

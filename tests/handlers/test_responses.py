@@ -118,6 +118,27 @@ async def test_tool_loop(gateway: Running, client: openai.AsyncOpenAI) -> None:
     assert [tool.name for tool in sent(gateway).tools] == ["get_weather"]
 
 
+async def test_loop_of_a_custom_tool(gateway: Running, client: openai.AsyncOpenAI) -> None:
+    called: Batch = [ToolCallDelta("c-1", "apply_patch", '{"in'), ToolCallDelta("c-1", None, 'put": "*** Begin\\n"}')]
+    gateway.backend.play(Script((called, [Stop("requires_approval")])))
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
+    patch: Any = {"type": "custom", "name": "apply_patch", "description": "Edits files.", "format": grammar}
+    asked = await client.responses.create(model="friend", input="fix it", tools=[patch])
+    (offered,) = sent(gateway).tools
+    assert (offered.name, "start: /.+/" in offered.description) == ("apply_patch", True)
+    (call,) = asked.output
+    assert call.type == "custom_tool_call"
+    assert (call.call_id, call.name, call.input) == ("c-1", "apply_patch", "*** Begin\n")
+    said: Any = [
+        {"role": "user", "content": "fix it"},
+        call.to_dict(),
+        {"type": "custom_tool_call_output", "call_id": "c-1", "output": "Done!"},
+    ]
+    done = await client.responses.create(model="friend", input=said, tools=[patch])
+    assert done.output_text == "Hello, world!"
+    assert sent(gateway).returns == (ToolResult("c-1", "Done!"),)
+
+
 async def test_conversation_that_is_named_holds_what_came_before(gateway: Running, client: openai.AsyncOpenAI) -> None:
     for text in ("one", "two", "three"):
         await client.responses.create(model="friend", input=text, conversation="conv_42")
@@ -144,6 +165,20 @@ async def test_unstored_response_is_not_to_be_had(client: openai.AsyncOpenAI) ->
         with pytest.raises(openai.NotFoundError) as gone:
             await asking
         assert gone.value.code == "response_not_found"
+
+
+async def test_pages_of_input_items(gateway: Running, client: openai.AsyncOpenAI) -> None:
+    said: Any = [{"role": "user", "content": str(number)} for number in range(5)]
+    made = await client.responses.create(model="friend", input=said)
+    listed = [item.to_dict()["content"] async for item in client.responses.input_items.list(made.id, limit=2)]
+    assert [content[0]["text"] for content in listed] == ["4", "3", "2", "1", "0"]  # type: ignore[index]
+    path = f"/v1/responses/{made.id}"
+    for query, param in (("limit=abc", "limit"), ("limit=0", "limit"), ("order=up", "order"), ("after=x", "after")):
+        answer = await gateway.ask("GET", f"{path}/input_items?{query}")
+        assert (answer.status, answer.error["param"]) == (400, param)
+    answer = await gateway.ask("GET", f"{path}?stream=true")
+    assert (answer.status, answer.code, answer.error["param"]) == (400, "unsupported_parameter", "stream")
+    assert (await gateway.ask("GET", f"{path}?stream=false")).status == 200
 
 
 async def test_deleted_response(client: openai.AsyncOpenAI) -> None:
@@ -203,6 +238,55 @@ async def test_failure_in_the_middle(gateway: Running, client: openai.AsyncOpenA
     assert events[-1].type == "response.failed"
     assert events[-1].response.error is not None
     assert events[-1].response.error.code == "server_error"
+    stored = await client.responses.retrieve(events[-1].response.id)
+    assert (stored.status, stored.output_text) == ("failed", "Hel")
+    assert stored.error == events[-1].response.error
+    await client.responses.create(model="friend", input="And now?", previous_response_id=stored.id)
+    assert sent(gateway).history == (user("Hello?"), AgentSaid("Hel")), "the message was delivered"
+    assert sent(gateway).news == (user("And now?"),)
+
+
+async def test_response_that_is_under_way(gateway: Running, client: openai.AsyncOpenAI) -> None:
+    gate = asyncio.Event()
+    gateway.backend.play(Script(([TextDelta("Hel")], Hold(gate), [TextDelta("lo")], ALL)))
+    stream = await client.responses.create(model="friend", input="Hello?", stream=True)
+    response_id = ""
+    async for event in stream:
+        if event.type == "response.created":
+            response_id = event.response.id
+        if event.type != "response.output_text.delta" or gate.is_set():
+            continue
+        assert (await client.responses.retrieve(response_id)).status == "in_progress"
+        for asking in (
+            client.responses.delete(response_id),
+            client.responses.input_items.list(response_id),
+            client.responses.create(model="friend", input="Hi", previous_response_id=response_id),
+        ):
+            with pytest.raises(openai.ConflictError) as busy:
+                await asking
+            assert busy.value.code == "conversation_busy"
+        gate.set()
+    assert len(gateway.backend.turns) == 1
+    stored = await client.responses.retrieve(response_id)
+    assert (stored.status, stored.output_text) == ("completed", "Hello")
+
+
+async def test_response_whose_client_leaves_is_stored_as_cancelled(
+    gateway: Running, client: openai.AsyncOpenAI
+) -> None:
+    gateway.backend.play(Script(([TextDelta("Hel")], Hang())))
+    stream = await client.responses.create(model="friend", input="Hello?", stream=True)
+    response_id = ""
+    async for event in stream:
+        if event.type == "response.created":
+            response_id = event.response.id
+        if event.type == "response.output_text.delta":
+            break
+    await stream.close()
+    async with asyncio.timeout(5):
+        while (stored := await client.responses.retrieve(response_id)).status == "in_progress":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (stored.status, stored.output_text) == ("cancelled", "Hel")
 
 
 async def test_failure_before_the_first_byte_is_a_status(gateway: Running) -> None:

@@ -28,7 +28,6 @@ import msgspec
 RUN: Final = "run-1"
 AGENT: Final = "agent-00000000-0000-4000-8000-000000000001"
 CONVERSATION: Final = "conv-00000000-0000-4000-8000-000000000002"
-BLOCK: Final = "block-00000000-0000-4000-8000-000000000003"
 TOOL: Final = "tool-00000000-0000-4000-8000-000000000004"
 PROVIDER: Final = "provider-00000000-0000-4000-8000-000000000005"
 HEALTH: Final = {"version": "0.16.8", "status": "ok"}
@@ -43,11 +42,6 @@ Kind: TypeAlias = Literal[
     "new conversation",
     "delete conversation",
     "agent blocks",
-    "blocks",
-    "new block",
-    "change block",
-    "attach block",
-    "detach block",
     "recompile",
     "tools",
     "upsert tool",
@@ -90,12 +84,7 @@ _KINDS: Final = tuple(
             (r"POST conversations", "new conversation"),
             (r"DELETE conversations/[^/]+", "delete conversation"),
             (r"GET agents/[^/]+/core-memory/blocks", "agent blocks"),
-            (r"PATCH agents/[^/]+/core-memory/blocks/attach/[^/]+", "attach block"),
-            (r"PATCH agents/[^/]+/core-memory/blocks/detach/[^/]+", "detach block"),
             (r"POST agents/[^/]+/recompile", "recompile"),
-            (r"GET blocks", "blocks"),
-            (r"POST blocks", "new block"),
-            (r"PATCH blocks/[^/]+", "change block"),
             (r"PATCH agents/[^/]+/core-memory/blocks/[^/]+", "write memory"),
             (r"GET models", "models"),
             (r"GET providers", "providers"),
@@ -380,14 +369,10 @@ class RecordingServer:
         self.on("calls", status(200, []))
         self.on("new conversation", status(200, {"id": CONVERSATION, "agent_id": AGENT}))
         self.on("delete conversation", status(200, None))
-        for nothing in ("agent blocks", "blocks", "tools", *_EMPTY):
+        for nothing in ("agent blocks", "tools", *_EMPTY):
             self.on(nothing, status(200, []))
-        for new in ("new block", "change block"):
-            self.on(new, status(200, {"id": BLOCK, "label": "client_instructions"}))
         self.on("upsert tool", status(200, {"id": TOOL, "name": "client_tool"}))
         for done_with in (
-            "attach block",
-            "detach block",
             "attach tool",
             "detach tool",
             "delete tool",

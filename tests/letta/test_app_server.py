@@ -7,7 +7,6 @@ import pytest
 from gateway.errors import (
     AgentGone,
     GatewayError,
-    InternalError,
     UpstreamAuthFailed,
     UpstreamInvalid,
     UpstreamRejected,
@@ -23,7 +22,7 @@ from gateway.letta.deadlines import Limits
 from gateway.metrics import Metrics
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import AgentEvent, Stop, TextDelta
-from gateway.translation.agent_turn import Overlay, Text
+from gateway.translation.agent_turn import Text
 from tests.letta.batches import heard, next_batch
 from tests.letta.fake_app_server import (
     AGENT,
@@ -186,12 +185,9 @@ async def test_what_an_agent_is_that_is_not_there(backend: AppServerBackend) -> 
         await backend.details("agent-nobody")
 
 
-async def test_nothing_can_be_laid_over_an_agent(server: FakeAppServer, backend: AppServerBackend) -> None:
-    assert backend.capabilities == Capabilities(overlays=False, providers=False, parks=True)
-    with pytest.raises(InternalError):
-        await backend.put_on(AGENT, Overlay("key", "Be brief."))
-    await backend.take_off(AGENT)
-    assert server.commands == []
+async def test_what_the_server_can_do(backend: AppServerBackend) -> None:
+    assert backend.capabilities == Capabilities(providers=False, parks=True)
+    assert await backend.takes_overlays() is False
 
 
 async def test_models(backend: AppServerBackend) -> None:

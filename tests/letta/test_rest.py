@@ -18,7 +18,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from gateway.letta import rest, rest_blocks
+from gateway.letta import rest
 from gateway.letta.backend import Agent, AgentDetails, always_ready
 from gateway.letta.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
 from gateway.letta.deadlines import Limits
@@ -565,7 +565,6 @@ async def test_agent_that_is_gone(server: RecordingServer, backend: RestBackend,
         ("details", "agent"),
         ("new_conversation", "new conversation"),
         ("delete_conversation", "delete conversation"),
-        ("take_off", "agent blocks"),
         ("clean_up", "tools"),
     ],
 )
@@ -573,7 +572,6 @@ async def test_every_question_has_a_deadline(
     server: RecordingServer, backend: RestBackend, monkeypatch: pytest.MonkeyPatch, question: str, kind: Kind
 ) -> None:
     monkeypatch.setattr(rest, "CONTROL_TIMEOUT", 0.05)
-    monkeypatch.setattr(rest_blocks, "TAKE_OFF_PAUSES", ())
     server.on(kind, silence())
     asked = getattr(backend, question)
     async with asyncio.timeout(2):
@@ -605,8 +603,19 @@ async def test_who_needs_the_bridge(
     assert len(server.asked("health")) <= 1
 
 
+@pytest.mark.parametrize(("version", "takes"), [("0.16.6", False), ("0.16.7", True), ("0.16.8", True), ("1.0", True)])
+async def test_which_servers_take_overlays(
+    server: RecordingServer, backend: RestBackend, version: str, *, takes: bool
+) -> None:
+    server.on("health", status(200, {"version": version, "status": "ok"}))
+    for _ in range(2):
+        assert await backend.takes_overlays() is takes
+    assert len(server.asked("health")) == 1
+
+
 async def test_server_that_tells_no_version_is_no_old_one(server: RecordingServer, backend: RestBackend) -> None:
     server.on("health", status(404))
+    assert await backend.takes_overlays() is True
     assert await backend.needs_bridge(AgentProfile("letta_v1_agent")) is False
 
 

@@ -32,17 +32,10 @@ def row(label: str | None, value: str = "", **fields: Any) -> dict[str, Any]:
     return {"id": f"block-{label}", "label": label, "value": value, "read_only": False, **fields}
 
 
-OVERLAY = row("client_instructions", "x", metadata={"letta_gateway": {"key": "k", "hash": "h"}})
-
-
-async def test_memory_in_the_order_of_labels_without_the_gateways_own(
-    server: RecordingServer, backend: RestBackend
-) -> None:
-    theirs = row("client_instructions", "somebody's own", metadata={})
-    server.on("agent blocks", status(200, [row("persona", "Bo", read_only=True), OVERLAY, theirs, row(None),
+async def test_memory_in_the_order_of_labels(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("agent blocks", status(200, [row("persona", "Bo", read_only=True), row(None),
                                            row("human", "Ann", description="Who.", limit=9)]))  # fmt: skip
     assert await backend.memory(AGENT) == (
-        MemoryBlock("client_instructions", "somebody's own"),
         MemoryBlock("human", "Ann", "Who.", 9),
         MemoryBlock("persona", "Bo", is_read_only=True),
     )
@@ -75,9 +68,9 @@ async def test_text_that_is_longer_than_its_block(server: RecordingServer, backe
     assert server.asked("write memory") == []
 
 
-@pytest.mark.parametrize("label", ["nothing", "", "../persona", "client_instructions"])
+@pytest.mark.parametrize("label", ["nothing", "", "../persona"])
 async def test_block_that_is_not_there(server: RecordingServer, backend: RestBackend, label: str) -> None:
-    server.on("agent blocks", status(200, [row("human"), OVERLAY]))
+    server.on("agent blocks", status(200, [row("human")]))
     with pytest.raises(MemoryNotFound):
         await backend.write_memory(AGENT, label, "x")
     assert server.asked("write memory") == []

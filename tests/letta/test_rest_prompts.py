@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.errors import UpstreamUnavailable
+from gateway.errors import AgentGone, UpstreamUnavailable
 from gateway.letta.rest import RestBackend, RestConfig
 from gateway.letta.rest_prompts import PAGE
 from gateway.metrics import Metrics
@@ -142,3 +142,44 @@ async def test_memory_that_changes_while_a_prompt_is_compiled(
     gate.set()
     await until_idle(tasks)
     assert compiled(server) == ["conv-1", "conv-1"]
+
+
+# A client's instructions ---------------------------------------------------------------------------------------------
+
+
+async def say(backend: RestBackend, turn: AgentTurn) -> None:
+    running = backend.turn(turn)
+    try:
+        await running.open()
+        await heard(running)
+    finally:
+        running.close()
+
+
+async def test_instructions_go_beside_the_prompt_and_stay_nowhere(
+    server: RecordingServer, backend: RestBackend
+) -> None:
+    server.on("recompile", status(200, '"I am {Milo}."'))
+    told = AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),), overlay="Be {kind}.")
+    await say(backend, told)
+    (compiled,) = server.asked("recompile")
+    assert compiled.query == {"dry_run": "true"}
+    (sent,) = server.asked("turn")
+    prompt = sent.json()["override_system"]
+    assert prompt.startswith("I am {Milo}.\n\n<client_instructions>\n")
+    assert prompt.endswith("\n\nBe {kind}.\n</client_instructions>\n")
+    assert [message["content"] for message in sent.json()["messages"]] == ["Hi"]
+
+
+async def test_turn_without_instructions_leaves_the_prompt_alone(server: RecordingServer, backend: RestBackend) -> None:
+    await say(backend, AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),)))
+    (sent,) = server.asked("turn")
+    assert "override_system" not in sent.json()
+    assert server.asked("recompile") == []
+
+
+async def test_agent_that_is_gone_when_it_is_instructed(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("recompile", status(404, {"detail": "no such agent"}))
+    with pytest.raises(AgentGone):
+        await say(backend, AgentTurn(agent_id=AGENT, news=(UserSaid((Text("Hi"),)),), overlay="Be kind."))
+    assert server.asked("turn") == []

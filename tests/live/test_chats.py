@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -229,7 +230,7 @@ async def test_chat_survives_a_restart(
 async def test_title_leaves_no_trace(client: openai.AsyncOpenAI, agent: Agent, model: RunningDemoModel) -> None:
     chat = {"X-OpenWebUI-Chat-Id": "titled"}
     one = await ask(client, agent, user("good morning"), extra_headers=chat)
-    title = await ask(client, agent, user("### Task:\nGenerate a title for this chat."), extra_headers=chat)
+    title = await ask(client, agent, user("### Task:\nGenerate a concise title for this chat."), extra_headers=chat)
     assert "### Task:" in text_of(title)
     await ask(client, agent, user("good morning"), said(text_of(one)), user("how are you?"), extra_headers=chat)
     assert "### Task" not in seen_by(model)
@@ -282,6 +283,38 @@ async def test_system_prompt_of_a_chat_is_told_once_and_again_when_it_changes(
     assert seen.count("Be brief.") == seen.count("Be long.") == 1
 
 
+async def test_system_prompt_of_a_killed_gateway_is_seen_by_nobody_else(
+    letta: LettaServer, agent: Agent, model: RunningDemoModel
+) -> None:
+    async with gateway_before(letta) as gateway, sdk(gateway) as client:
+        stream = await client.chat.completions.create(
+            model=agent.name, messages=[system("SECRET RULES"), user("count to 100 every 50 ms")], stream=True
+        )
+        await anext(aiter(stream))
+        assert "SECRET RULES" in seen_by(model)
+        gateway.signal(signal.SIGKILL)
+        await gateway.ended()
+    async with gateway_before(letta) as gateway, sdk(gateway) as client:
+        chat = {"X-Letta-Chat-Key": "another"}
+        assert text_of(await ask(client, agent, user("who?"), extra_headers=chat)) == "You said: who?"
+        assert "SECRET RULES" not in seen_by(model)
+
+
+async def test_long_turn_with_a_system_prompt_holds_up_no_other_chat(
+    client: openai.AsyncOpenAI, agent: Agent, model: RunningDemoModel
+) -> None:
+    stream = await client.chat.completions.create(
+        model=agent.name, messages=[system("SECRET RULES"), user("count to 200 every 50 ms")], stream=True
+    )
+    await anext(aiter(stream))
+    for text, chat in (("one", "chat-of-one"), ("two", "chat-of-two")):
+        headers = {"X-Letta-Chat-Key": chat}
+        async with asyncio.timeout(5):
+            assert text_of(await ask(client, agent, user(text), extra_headers=headers)) == f"You said: {text}"
+        assert "SECRET RULES" not in seen_by(model)
+    assert [chunk async for chunk in stream][-1].choices[0].finish_reason == "stop"
+
+
 # Once ----------------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +326,17 @@ async def test_retried_request_is_delivered_once(
     assert {text_of(answer) for answer in answers} == {"You said: pay the bill"}
     await ask(client, agent, user("and now?"))
     assert seen_by(model).count("pay the bill") == 2, "what the user said once, and the answer to it"
+
+
+async def test_answer_that_is_slower_than_the_sdk_is_patient_is_delivered_once(
+    gateway: GatewayProcess, agent: Agent, model: RunningDemoModel
+) -> None:
+    async with sdk(gateway, retries=3) as client:
+        hurried = client.with_options(timeout=1.0)
+        answer = await ask(hurried, agent, user("count to 90 every 50 ms"))
+    assert text_of(answer).endswith("word89")
+    asked = [request for request in model.requests if b"count to 90 every 50 ms" in bytes(request.body)]
+    assert len(asked) == 1
 
 
 # Structured output ---------------------------------------------------------------------------------------------------
@@ -317,10 +361,13 @@ async def test_answer_of_a_schema(client: openai.AsyncOpenAI, agent: Agent) -> N
 # Functions -----------------------------------------------------------------------------------------------------------
 
 
-async def test_functions_as_they_were_before_tools(client: openai.AsyncOpenAI, agent: Agent) -> None:
+@pytest.mark.parametrize("headers", [{}, {"X-Letta-Chat-Key": "functions"}])
+async def test_functions_as_they_were_before_tools(
+    client: openai.AsyncOpenAI, agent: Agent, model: RunningDemoModel, headers: dict[str, str]
+) -> None:
     functions: Any = [TOOLS[0]["function"]]
     question = user("call get_weather now")
-    asked = await ask(client, agent, question, functions=functions)
+    asked = await ask(client, agent, question, functions=functions, extra_headers=headers)
     called = asked.choices[0].message.function_call
     assert called is not None
     assert (asked.choices[0].finish_reason, called.name) == ("function_call", "get_weather")
@@ -332,10 +379,13 @@ async def test_functions_as_they_were_before_tools(client: openai.AsyncOpenAI, a
         message_of(asked),
         {"role": "function", "name": "get_weather", "content": "sunny"},
         functions=functions,
+        extra_headers=headers,
     )
-    assert "sunny" in text_of(answered)
+    assert text_of(answered) == "Tool said: sunny"
+    assert seen_by(model).count("call get_weather now") == 1
+    assert "Result of the tool call" not in seen_by(model)
     stream = await client.chat.completions.create(
-        model=agent.name, messages=[question], functions=functions, stream=True
+        model=agent.name, messages=[question], functions=functions, stream=True, extra_headers=headers
     )
     chunks = [chunk async for chunk in stream]
     pieces = [chunk.choices[0].delta.function_call for chunk in chunks if chunk.choices[0].delta.function_call]

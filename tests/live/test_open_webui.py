@@ -58,7 +58,7 @@ async def test_agent_thinks_speaks_and_remembers(letta: V1Server, agent: Agent, 
 
 async def test_title_leaves_no_trace(letta: V1Server, agent: Agent, demo_model: RunningDemoModel) -> None:
     async with pipeline_before(letta) as pipeline:
-        title = await heard(pipeline, agent, "### Task:\nMake a title of walnut cake")
+        title = await heard(pipeline, agent, "### Task:\nGenerate a concise title of walnut cake")
         assert text(title).startswith("You said: ### Task:")
         await heard(pipeline, agent, "Hello there")
     assert b"walnut" not in bytes(demo_model.recorder.requests[-1].body)

@@ -28,7 +28,6 @@ from gateway.translation.agent_turn import (
     Call,
     ClientTool,
     Instructed,
-    Overlay,
     Text,
     ToolResult,
     UserSaid,
@@ -445,35 +444,23 @@ def system_prompt(demo_model: RunningDemoModel) -> str:
     return seen(demo_model).messages[0].content or ""
 
 
-class Changed(msgspec.Struct):
-    """A block, with the time of its last change."""
-
-    value: str
-    updated_at: str | None = None
-
-
-async def test_overlay_is_seen_until_it_is_taken_off(
+async def test_instructions_are_seen_in_their_turn_alone(
     backend: RestBackend, agent: Agent, demo_model: RunningDemoModel
 ) -> None:
-    turn = AgentTurn(agent_id=agent.id, news=(user("Hi"),))
-    for key, text in (("a", "Speak softly. " * 3_600), ("a", "Shout."), ("b", "Whisper.")):
-        await backend.put_on(agent.id, Overlay(key, text))
-        await said(backend, turn)
+    for text in ("Speak softly. " * 3_600, "Shout."):
+        await said(backend, AgentTurn(agent_id=agent.id, news=(user("Hi"),), overlay=text))
         assert text in system_prompt(demo_model)
-    assert "Shout." not in system_prompt(demo_model)
-    await backend.take_off(agent.id)
-    await said(backend, turn)
+        assert "<base_instructions>" in system_prompt(demo_model)
+    assert "softly" not in system_prompt(demo_model)
+    await said(backend, AgentTurn(agent_id=agent.id, news=(user("Hi"),)))
     assert "client_instructions" not in system_prompt(demo_model)
 
 
-async def test_overlay_that_a_crash_left_is_found_again(
-    v1: V1Server, backend: RestBackend, agent: Agent, demo_model: RunningDemoModel
+async def test_instructions_hold_for_every_step_of_their_turn(
+    backend: RestBackend, agent: Agent, demo_model: RunningDemoModel
 ) -> None:
-    await backend.put_on(agent.id, Overlay("a", "Shout."))
-    another = RestBackend(RestConfig(v1.base_url), Metrics(), TaskSet())
-    await another.put_on(agent.id, Overlay("b", "Whisper."))
-    await said(backend, AgentTurn(agent_id=agent.id, news=(user("Hi"),)))
-    assert "Whisper." in system_prompt(demo_model)
-    assert "Shout." not in system_prompt(demo_model)
-    await another.take_off(agent.id)
-    await another.close()
+    asked = AgentTurn(agent_id=agent.id, news=(user("call weather now"),), tools=(WEATHER,), overlay="Shout.")
+    (call_id,) = calls_of(await said(backend, asked))
+    returned = (ToolResult(call_id, "sunny"),)
+    await said(backend, AgentTurn(agent_id=agent.id, returns=returned, tools=(WEATHER,), overlay="Shout."))
+    assert "Shout." in system_prompt(demo_model)

@@ -41,7 +41,7 @@ from tests.server.wire import until
 Messages = list[dict[str, Any]]
 
 HI: Messages = [{"role": "user", "content": "Hi"}]
-TITLE: Messages = [{"role": "user", "content": "### Task:\nMake a title."}]
+TITLE: Messages = [{"role": "user", "content": "### Task:\nGenerate a concise title."}]
 CHAT = {"chat_id": "chat-1"}
 SOURCE = Path(pipeline_file.__file__)
 

@@ -26,11 +26,6 @@ def test_chats_go_where_it_holds_now() -> None:
     assert (policy.conversation, policy.tool_activity) == ("stateless", "reasoning")
 
 
-def test_replicas_say_system_prompts_in_words() -> None:
-    assert chat_policy(settings()).system_prompts == "overlay"
-    assert chat_policy(settings(redis_url="redis://r", database_url="postgresql://d")).system_prompts == "message"
-
-
 def test_tools_of_the_servers_machine() -> None:
     live = LiveSettings(settings(server_tools={"Milo": ("Read",)}))
     tools = LiveServerTools(live)

@@ -370,17 +370,17 @@ LITELLM = {
 
 async def test_server_whose_agents_have_no_providers_cannot_bill_by_litellm() -> None:
     backend = ScriptedBackend()
-    backend.capabilities = Capabilities(overlays=False, providers=False)
+    backend.capabilities = Capabilities(providers=False)
     with pytest.raises(StartFailed, match="LETTA_GATEWAY_BILLING=litellm needs a Letta V1 server") as caught:
         await _check_kind(settings(**LITELLM), backend)
     assert "\n" not in str(caught.value)
-    backend.capabilities = Capabilities(overlays=True, providers=True)
+    backend.capabilities = Capabilities(providers=True)
     await _check_kind(settings(**LITELLM), backend)
 
 
 async def test_server_that_does_not_answer_yet_may_be_one_that_can() -> None:
     backend = ScriptedBackend()
-    backend.capabilities = Capabilities(overlays=False, providers=False)
+    backend.capabilities = Capabilities(providers=False)
     backend.down = UpstreamUnavailable()
     await _check_kind(settings(**LITELLM), backend)
 

@@ -25,7 +25,7 @@ async def one_of_several(
     """Serve as one of the gateways that share a database and a Redis."""
     port = port or free_port()
     backend = ScriptedBackend([FRIEND])
-    backend.capabilities = Capabilities(overlays=False, providers=False, parks=True)
+    backend.capabilities = Capabilities(providers=False, parks=True)
     chosen = settings(redis_url=redis.url, advertise=f"http://127.0.0.1:{port}", **changes)
     app = build_app(chosen, database, backend=backend)
     listener = Listener(app, "127.0.0.1", port)

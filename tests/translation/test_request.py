@@ -22,6 +22,7 @@ from gateway.translation.agent_turn import (
     UserSaid,
 )
 from gateway.translation.ask import Ask, Named, OutputSchema
+from gateway.translation.content import LEFT_OUT
 from gateway.translation.openai_types import ChatCompletionRequest
 from gateway.translation.request import MAX_MODEL_LENGTH, MOST_MESSAGES, ask_of, decode
 from gateway.translation.tools import NO_PARAMETERS
@@ -618,16 +619,13 @@ def test_new_user_messages_may_not_be_empty(content: Any, before: list[Any]) -> 
             "messages[0].content[0].type",
         ),
         ([{"role": "tool", "content": "1"}], "missing_required_parameter", "messages[0].tool_call_id"),
-        ([{"role": "tool", "tool_call_id": "x"}], "missing_required_parameter", "messages[0].content"),
         ([{"role": "tool", "tool_call_id": "", "content": "1"}], "invalid_value", "messages[0].tool_call_id"),
         ([{"role": "tool", "tool_call_id": "x" * 513, "content": "1"}], "invalid_value", "messages[0].tool_call_id"),
         ([{"role": "tool", "tool_call_id": "\0", "content": "1"}], "invalid_value", "messages[0].tool_call_id"),
         ([{"role": "tool", "tool_call_id": None, "content": "1"}], "invalid_type", "messages[0].tool_call_id"),
-        ([{"role": "tool", "tool_call_id": "x", "content": "\0"}], "invalid_value", "messages[0].content"),
         ([{"role": "function", "content": "1"}], "missing_required_parameter", "messages[0].name"),
         ([{"role": "function", "name": "", "content": "1"}], "invalid_value", "messages[0].name"),
         ([{"role": "assistant", "content": 7}, USER], "invalid_type", "messages[0].content"),
-        ([{"role": "assistant", "content": "\0"}, USER], "invalid_value", "messages[0].content"),
         ([{"role": "assistant", "tool_calls": {}}, USER], "invalid_type", "messages[0].tool_calls"),
     ],
 )
@@ -644,16 +642,46 @@ def test_messages_that_cannot_be_answered(messages: Any, code: str, param: str) 
         ({"id": "", "function": {"name": "f"}}, "invalid_value", "tool_calls[0].id"),
         ({"id": "x\0", "function": {"name": "f"}}, "invalid_value", "tool_calls[0].id"),
         ({"id": "x", "function": {"name": "f\0"}}, "invalid_value", "tool_calls[0].function.name"),
-        (
-            {"id": "x", "function": {"name": "f", "arguments": "\0"}},
-            "invalid_value",
-            "tool_calls[0].function.arguments",
-        ),
     ],
 )
 def test_call_of_the_assistants_that_is_none(call: dict[str, Any], code: str, param: str) -> None:
     error = refusal(messages=[{"role": "assistant", "tool_calls": [call]}, USER])
     assert outcome(error) == (400, code, f"messages[0].{param}")
+
+
+def test_what_machines_wrote_is_never_refused() -> None:
+    call = {"id": "x", "function": {"name": "f", "arguments": "\0"}}
+    said = transcript(
+        USER,
+        {"role": "assistant", "content": "a\0b", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "x", "content": "\0c"},
+        {"role": "function", "name": "f", "content": "\0"},
+    )
+    assert said[1:] == (
+        AgentSaid("a\ufffdb", (Call("x", "f", "\ufffd"),)),
+        ToolResult("x", "\ufffdc"),
+        ToolResult("f", "\ufffd"),
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+        {"type": "file", "file": {"file_id": "f"}},
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+    ],
+)
+def test_result_in_parts_says_what_is_missing(part: dict[str, Any]) -> None:
+    parts = [{"type": "text", "text": "Here:"}, part]
+    assert transcript({"role": "tool", "tool_call_id": "x", "content": parts}) == (
+        ToolResult("x", f"Here:\n\n{LEFT_OUT}"),
+    )
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_tool_that_gave_nothing(content: dict[str, Any]) -> None:
+    assert transcript({"role": "tool", "tool_call_id": "x", **content}) == (ToolResult("x", ""),)
 
 
 ANSWER = {"role": "assistant", "content": "Hello"}

@@ -15,7 +15,8 @@ from gateway.translation.agent_turn import (
     ToolResult,
     UserSaid,
 )
-from gateway.translation.responses_items import LEFT_OUT, items_by_id, merged, read_items, transcript
+from gateway.translation.content import LEFT_OUT
+from gateway.translation.responses_items import items_by_id, merged, read_items, transcript
 
 HI = {"role": "user", "content": "Hi"}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -109,6 +110,29 @@ def test_output_in_parts_says_what_is_missing() -> None:
     assert said(HI, call("a"), output("a", parts))[-1] == ToolResult("a", f"Here:\n\n{LEFT_OUT}\n\n{LEFT_OUT}")
 
 
+def test_calls_of_other_kinds_are_the_agents_speech() -> None:
+    custom = {"type": "custom_tool_call", "call_id": "a", "name": "apply_patch", "input": "*** Begin"}
+    shell = {"type": "local_shell_call", "call_id": "b", "action": {"type": "exec"}, "status": "completed"}
+    assert said(
+        HI,
+        custom,
+        {"type": "custom_tool_call_output", "call_id": "a", "output": "Done!"},
+        shell,
+        {"type": "local_shell_call_output", "id": "b", "output": "ls: ok"},
+    ) == (
+        user("Hi"),
+        AgentSaid("", (Call("a", "apply_patch", "*** Begin"),)),
+        ToolResult("a", "Done!"),
+        AgentSaid("", (Call("b", "local_shell", '{"type":"exec"}'),)),
+        ToolResult("b", "ls: ok"),
+    )
+
+
+def test_what_machines_wrote_is_never_refused() -> None:
+    texts = said(HI, message("assistant", part("output_text", "a\0b")), call("a", arguments="\0"), output("a", "\0c"))
+    assert texts[1:] == (AgentSaid("a\ufffdb", (Call("a", "f", "\ufffd"),)), ToolResult("a", "\ufffdc"))
+
+
 def test_empty_output_is_a_result() -> None:
     assert said(HI, call("a"), output("a", [part("input_text", "")]))[-1] == ToolResult("a", "")
 
@@ -128,7 +152,6 @@ def test_blank_messages_of_the_past_are_left_out() -> None:
         {"type": "reasoning", "id": 3, "summary": None},
         {"type": "web_search_call", "id": "ws_1", "status": "completed"},
         {"type": "mcp_call", "id": "mcp_1", "name": "f"},
-        {"type": "custom_tool_call", "call_id": "a", "input": "x", "name": "f"},
         {"type": "of_next_year", "role": "user"},
     ],
 )

@@ -1,6 +1,6 @@
 """What OpenAI's own SDK makes of the answers: its decoder, its accumulator, its types."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx2
@@ -102,6 +102,24 @@ TURN: list[Batch] = [
     [ToolCallDelta("call_b", None, "{}"), ToolCallDelta("call_a", None, "1}")],
     [Stop("requires_approval"), Usage(5, 2, 3, 1)],
 ]
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize(
+    ("pieces", "given"),
+    [(('{"inp', 'ut": "a\\n"}'), "a\n"), (("no ", "JSON"), "no JSON"), (('{"input": 5}',), '{"input": 5}')],
+)
+def test_custom_tool_is_called_with_a_text(pieces: Sequence[str], given: str, *, is_stream: bool) -> None:
+    tools: Any = [{"type": "custom", "name": "f"}]
+    calls: list[Batch] = [
+        [ToolCallDelta("call_a", "f" if not index else None, text)] for index, text in enumerate(pieces)
+    ]
+    end: Batch = [Stop("requires_approval")]
+    response = streamed(*calls, end, tools=tools) if is_stream else whole(*calls, end, tools=tools)
+    (called,) = response.output
+    assert called.type == "custom_tool_call"
+    assert (called.call_id, called.name, called.input) == ("call_a", "f", given)
+    assert_typed(called)
 
 
 @pytest.mark.parametrize("is_stream", [True, False])

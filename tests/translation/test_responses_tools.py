@@ -37,8 +37,18 @@ def test_function() -> None:
 
 
 def test_hosted_tools_are_ignored() -> None:
-    hosted = [{"type": "web_search"}, {"type": "mcp", "server_label": "x"}, {"type": "custom", "name": "f"}, {}]
+    hosted = [{"type": "web_search"}, {"type": "mcp", "server_label": "x"}, {}]
     assert [tool.name for tool in read(*hosted, function("f")).offered] == ["f"]
+
+
+def test_custom_tool_is_a_function_of_one_text() -> None:
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
+    tools = read({"type": "custom", "name": "f", "description": "Edits.", "format": grammar})
+    (offered,) = tools.offered
+    assert offered.description == "Edits.\n\nThe input is of this grammar (lark):\nstart: /.+/"
+    assert msgspec.json.decode(offered.parameters)["required"] == ["input"]
+    assert tools.namespaced == {"f": FunctionName("", "f", is_custom=True)}
+    assert choose(ToolChoiceObject("custom", "f"), tools.offered) == (tools.offered, Named("f"))
 
 
 def test_functions_inside_a_namespace() -> None:

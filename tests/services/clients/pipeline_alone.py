@@ -22,7 +22,10 @@ async def main(folder: Path, wanted: str) -> None:
         models = {name: model_id for model_id, name in server.models().items()}
         body = {"model": models[wanted], "messages": [{"role": "user", "content": "think about tea"}]}
         streamed = await server.chat(await server.inlet(body["model"], body, {"id": "user-1"}))
-        title: dict[str, Any] = {**body, "messages": [{"role": "user", "content": "### Task:\nMake a title"}]}
+        title: dict[str, Any] = {
+            **body,
+            "messages": [{"role": "user", "content": "### Task:\nGenerate a concise title"}],
+        }
         whole = await server.chat({**title, "stream": False})
     finally:
         await server.stop()

@@ -45,7 +45,7 @@ def _environment(home: Path, base_url: str, api_key: str) -> dict[str, str]:
         "OPENAI_API_KEYS": f"{api_key};{api_key}",
         "OPENAI_API_CONFIGS": json.dumps(configs),
         # The scripted model says what it is told, and Open WebUI takes the JSON in it.
-        "TITLE_GENERATION_PROMPT_TEMPLATE": f'### Task:\nMake a title like {{"title": "{TITLE}"}}',
+        "TITLE_GENERATION_PROMPT_TEMPLATE": f'### Task:\nGenerate a concise title like {{"title": "{TITLE}"}}',
         **offline,
         **quiet,
         **proxies,
