@@ -22,7 +22,8 @@
     │   ├── RequestTimeout         408
     │   ├── PayloadTooLarge        413
     │   ├── UnsupportedMediaType   415
-    │   └── RateLimited            429
+    │   ├── RateLimited            429
+    │   └── BudgetHeld             429
     ├── BackendError           Letta, or the way to it, is at fault
     │   ├── UpstreamUnavailable    503   refused, reset before the answer, breaker open
     │   ├── UpstreamTimeout        504   a deadline of ours ran out
@@ -183,6 +184,21 @@ class BudgetExceeded(ClientError):
 
     def __init__(self) -> None:
         super().__init__(should_retry=False)
+
+
+class BudgetHeld(ClientError):
+    """What is left of the caller's budget is held by turns that run: it may be enough once these have ended."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "budget_held"
+    default_message = (
+        "Other turns of yours hold what is left of your budget until it is known what they cost. Try again once one of "
+        "them has ended."
+    )
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=2.0, should_retry=True)
 
 
 class Forbidden(ClientError):

@@ -13,7 +13,21 @@ from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
-from sqlalchemy import Connection, Dialect, Row, Text, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    Row,
+    Text,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.accounts.periods import day_of, period_of, periods_of, span_of
@@ -24,9 +38,13 @@ from gateway.storage.upsert import insert_into
 Status: TypeAlias = Literal["complete", "failed", "interrupted", "unsent"]
 Key: TypeAlias = tuple[str, str]
 """Owner and period."""
+Refusal: TypeAlias = Literal["used_up", "held"]
+"""Why a turn may not begin: its owner's budget is spent, or what is left of it is held by turns that run."""
 
 RUNNING: Final = "running"
 COUNTS: Final = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_micros")
+LATEST: Final = 10
+"""Turns of an owner's that tell what a further one may cost."""
 SUMS: Final = ("turns", "failed_turns", *COUNTS)
 _USAGE_KEY: Final = ("owner", "day", "model", "source")
 _NOTHING_YET: Final = {"status": RUNNING, "model": "", **dict.fromkeys(COUNTS, 0)}
@@ -60,10 +78,10 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Limit(msgspec.Struct, frozen=True):
-    """An owner's budget, and what the latest turn cost."""
+    """An owner's budget, and what a turn may cost: the most that one of the latest did; None where none tells."""
 
     budget: Budget
-    latest_cost: int
+    likely_cost: int | None
 
     def key_of(self, turn: Begun) -> Key:
         return turn.owner, period_of(self.budget.period, turn.started_at)
@@ -76,12 +94,13 @@ class _Account(msgspec.Struct):
     held: int
     taken: int = 0
 
-    def take(self, limit: _Limit) -> int | None:
-        """Hold something for a turn; None where there is no room."""
-        room = limit.budget.micros - self.spent - self.held - self.taken
+    def take(self, limit: _Limit) -> int | Refusal:
+        """Hold what a turn may cost, or all that is left where that is not known; refuse it where nothing is left."""
+        left = limit.budget.micros - self.spent
+        room = left - self.held - self.taken
         if room < 1:
-            return None
-        hold = max(1, min(limit.latest_cost, room))
+            return "used_up" if left < 1 else "held"
+        hold = room if limit.likely_cost is None else max(1, min(limit.likely_cost, room))
         self.taken += hold
         return hold
 
@@ -121,21 +140,22 @@ def settle(connection: Connection, settled: Iterable[Settled]) -> None:
         connection.execute(_add_up(connection.dialect), _sums(sent))
 
 
-def begin(connection: Connection, begun: Sequence[Begun], default: Budget | None) -> set[str]:
-    """Write down turns whose owners' budgets have room; return the ids of the others.
+def begin(connection: Connection, begun: Sequence[Begun], default: Budget | None) -> dict[str, Refusal]:
+    """Write down turns whose owners' budgets have room; return why the others have none, by their ids.
 
-    A turn holds what its owner's latest one cost, at most what is left, and at least a millionth of a dollar.
+    A turn holds the most that one of its owner's latest cost, at most what is left, and at least a millionth of a
+    dollar. Where none of these tells what a turn costs it holds all that is left, so that there is one at a time.
     """
     limits = _limits(connection, {turn.owner for turn in begun if _may_be_user(turn.owner)}, default)
     keys = {turn.id: limits[turn.owner].key_of(turn) for turn in begun if turn.owner in limits}
     accounts = _accounts(connection, set(keys.values()))
-    refused: set[str] = set()
+    refused: dict[str, Refusal] = {}
     rows: list[dict[str, Any]] = []
     for turn in begun:
         key = keys.get(turn.id)
         hold = 0 if key is None else accounts[key].take(limits[turn.owner])
-        if hold is None:
-            refused.add(turn.id)
+        if isinstance(hold, str):
+            refused[turn.id] = hold
         else:
             period = None if key is None else key[1]
             rows.append({**msgspec.structs.asdict(turn), **_NOTHING_YET, "held_micros": hold, "period": period})
@@ -195,7 +215,7 @@ def _limits(connection: Connection, owners: AbstractSet[str], default: Budget | 
     for row in connection.execute(_BUDGETS, [{"owners": sorted(owners)}]):
         budget = default if row.budget_micros is None else Budget(row.budget_micros, row.budget_period)
         if budget is not None:
-            limits[row.id] = _Limit(budget, row.latest_cost or 0)
+            limits[row.id] = _Limit(budget, row.likely_cost)
     return limits
 
 
@@ -256,17 +276,25 @@ _SPENDING: Final = (
     .order_by(spending.c.owner, spending.c.period)
     .with_for_update()
 )
-_LATEST_COST: Final = (
-    select(turns.c.cost_micros)
+_LATEST: Final = (
+    select(turns.c.status, turns.c.cost_micros, (turns.c.prompt_tokens + turns.c.completion_tokens).label("tokens"))
     .where(turns.c.owner == user_profiles.c.id, turns.c.status != RUNNING)
     .order_by(turns.c.started_at.desc())
-    .limit(1)
+    .limit(LATEST)
+    .correlate(user_profiles)
+    .subquery()
+)
+_TELLS: Final = or_(_LATEST.c.cost_micros > 0, and_(_LATEST.c.status == "complete", _LATEST.c.tokens > 0))
+"""What was cut, or has no price yet, says nothing of what the next one costs; what came to its end for nothing does."""
+_LIKELY_COST: Final = (
+    select(func.max(_LATEST.c.cost_micros))
+    .where(_TELLS)
     .correlate(user_profiles)
     .scalar_subquery()
-    .label("latest_cost")
+    .label("likely_cost")
 )
 _BUDGETS: Final = select(
-    user_profiles.c.id, user_profiles.c.budget_micros, user_profiles.c.budget_period, _LATEST_COST
+    user_profiles.c.id, user_profiles.c.budget_micros, user_profiles.c.budget_period, _LIKELY_COST
 ).where(user_profiles.c.id.in_(bindparam("owners", expanding=True)))
 _BEGIN: Final = insert(turns)
 _SETTLE: Final = update(turns).where(turns.c.id == bindparam("turn_id"))

@@ -17,13 +17,13 @@ from sqlalchemy import Connection
 from gateway.accounts import bookkeeping
 from gateway.accounts.agent_models import AgentModels
 from gateway.accounts.billing.protocol import Billing
-from gateway.accounts.bookkeeping import Begun, Settled, Status
+from gateway.accounts.bookkeeping import Begun, Refusal, Settled, Status
 from gateway.accounts.group_commit import GroupCommit
 from gateway.accounts.instances import BEAT, Instances
 from gateway.accounts.orphans import Orphan, Orphans
 from gateway.accounts.profiles import Budget
 from gateway.accounts.settling import Over, Settling
-from gateway.errors import BudgetExceeded, GatewayError
+from gateway.errors import BudgetExceeded, BudgetHeld, GatewayError
 from gateway.letta.backend import AgentBackend
 from gateway.storage.engine import Database
 from gateway.storage.text import check_fit
@@ -92,7 +92,7 @@ class Ledger:
         self._instances = instances
         self._default_budget = default_budget
         self._now = now
-        self._commits: GroupCommit[_Entry, bool] = GroupCommit(database, tasks, self._write)
+        self._commits: GroupCommit[_Entry, Refusal | None] = GroupCommit(database, tasks, self._write)
         self._settling = Settling(self._commits.submit, AgentModels(backend, tasks), billing, tasks)
         self._orphans = Orphans(database, backend, instances)
         self._open: dict[str, str] = {}
@@ -122,17 +122,17 @@ class Ledger:
     async def open(self, payer: Payer, turn: AgentTurn) -> str:
         """Write down a turn that is about to be sent, and return its name in the ledger.
 
-        Raises ``BudgetExceeded`` and ``StorageUnavailable``: then it must not be sent.
+        Raises ``BudgetExceeded``, ``BudgetHeld`` and ``StorageUnavailable``: then it must not be sent.
         """
         await self._billing.admit(payer.owner)
         begun = self._begun(payer, turn)
         try:
-            has_room = await self._commits.submit(begun)
+            refusal = await self._commits.submit(begun)
         except BaseException:  # it may be written all the same
             self._settle_soon(Over(begun.id, begun.agent_id, None, "unsent", self._now()))
             raise
-        if not has_room:
-            raise BudgetExceeded
+        if refusal is not None:
+            raise BudgetHeld if refusal == "held" else BudgetExceeded
         self._open[begun.id] = begun.agent_id
         return begun.id
 
@@ -206,14 +206,14 @@ class Ledger:
             started_at=self._now(),
         )
 
-    def _write(self, connection: Connection, entries: Sequence[_Entry]) -> list[bool]:
-        """Write entries; False for a turn whose owner's budget has no room."""
+    def _write(self, connection: Connection, entries: Sequence[_Entry]) -> list[Refusal | None]:
+        """Write entries; a refusal for a turn whose owner's budget has no room."""
         begun = [entry for entry in entries if isinstance(entry, Begun)]
         settled = [entry for entry in entries if isinstance(entry, Settled)]
         bookkeeping.lock(connection, begun, settled)
         bookkeeping.settle(connection, settled)
         refused = bookkeeping.begin(connection, begun, self._default_budget)
-        return [entry.id not in refused for entry in entries]
+        return [refused.get(entry.id) for entry in entries]
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

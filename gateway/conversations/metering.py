@@ -26,7 +26,7 @@ class Meter(Protocol):
     async def open(self, payer: Payer, turn: AgentTurn) -> str:
         """Write down a turn that is about to be sent, and return its name in the ledger.
 
-        Raises ``BudgetExceeded`` and ``StorageUnavailable``: then it must not be sent.
+        Raises ``BudgetExceeded``, ``BudgetHeld`` and ``StorageUnavailable``: then it must not be sent.
         """
         ...
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection
 
 from gateway.accounts import bookkeeping
-from gateway.accounts.bookkeeping import Begun, Settled
+from gateway.accounts.bookkeeping import LATEST, Begun, Refusal, Settled
 from gateway.accounts.profiles import Budget, Profile, Profiles
 from gateway.storage.address import PostgresServer
 from gateway.storage.engine import Database
@@ -36,8 +36,8 @@ def settled(name: str, cost: int = 10, at: float = NOON + 5, **fields: Any) -> S
     return Settled(id=name, cost_micros=cost, ended_at=at, **{**usual, **fields})
 
 
-async def begin(database: Database, *turns_: Begun, default: Budget | None = None) -> set[str]:
-    def write(connection: Connection) -> set[str]:
+async def begin(database: Database, *turns_: Begun, default: Budget | None = None) -> dict[str, Refusal]:
+    def write(connection: Connection) -> dict[str, Refusal]:
         bookkeeping.lock(connection, turns_, ())
         return bookkeeping.begin(connection, turns_, default)
 
@@ -60,7 +60,7 @@ async def spent(database: Database) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 async def test_turn_that_begins(database: Database) -> None:
-    assert await begin(database, begun("t-1")) == set()
+    assert await begin(database, begun("t-1")) == {}
     (row,) = await rows_of(database, turns)
     assert row == {
         **msgspec.structs.asdict(begun("t-1")),
@@ -153,7 +153,7 @@ async def test_failed_turns_are_counted_apart(database: Database) -> None:
 async def test_turn_that_was_not_sent_leaves_no_trace(database: Database) -> None:
     await register(database, budget=Budget(100, "day"))
     await begin(database, begun("t-1"))
-    assert await spent(database) == {("anna", "2026-11-21"): (0, 1)}
+    assert await spent(database) == {("anna", "2026-11-21"): (0, 100)}
     await settle(database, Settled(id="t-1", status="unsent", ended_at=NOON))
     assert await rows_of(database, turns) == []
     assert await rows_of(database, usage_metrics) == []
@@ -172,28 +172,60 @@ async def test_clock_that_was_set_back_during_a_turn(database: Database) -> None
 # Budgets -------------------------------------------------------------------------------------------------------------
 
 
-async def test_turn_holds_what_the_latest_one_cost(database: Database) -> None:
+async def test_turn_holds_the_most_that_one_of_the_latest_cost(database: Database) -> None:
     await register(database, budget=Budget(1_000, "month"))
     await begin(database, begun("t-1"))
-    assert await spent(database) == {("anna", "2026-11"): (0, 1)}
     await settle(database, settled("t-1", 300))
     await begin(database, begun("t-2", at=NOON + 10))
     assert await spent(database) == {("anna", "2026-11"): (300, 300)}
-    await settle(database, settled("t-2", 40))
+    await settle(database, settled("t-2", 4))
     await begin(database, begun("t-3", at=NOON + 20))
-    assert await spent(database) == {("anna", "2026-11"): (340, 40)}
+    assert await spent(database) == {("anna", "2026-11"): (304, 300)}
+    for number in range(LATEST):
+        await begin(database, begun(f"u-{number}", at=NOON + 30 + number))
+        await settle(database, settled(f"u-{number}", 5))
+    await settle(database, settled("t-3", 4))
+    await begin(database, begun("t-4", at=NOON + 90))
+    assert await spent(database) == {("anna", "2026-11"): (358, 5)}
+
+
+async def test_one_turn_at_a_time_while_nothing_tells_what_one_costs(database: Database) -> None:
+    await register(database, budget=Budget(1_000, "month"))
+    names = [f"t-{number:02}" for number in range(20)]
+    assert await begin(database, *map(begun, names)) == dict.fromkeys(names[1:], "held")
+    assert await spent(database) == {("anna", "2026-11"): (0, 1_000)}
+    await settle(database, settled("t-00", 0, status="interrupted", prompt_tokens=0, completion_tokens=0))
+    assert await begin(database, begun("u-1"), begun("u-2")) == {"u-2": "held"}, "a turn that was cut tells nothing"
+    await settle(database, settled("u-1", 30))
+    assert await begin(database, *(begun(f"v-{number}", at=NOON + 10) for number in range(20))) == {}
+
+
+async def test_turns_of_a_model_without_a_price_hold_next_to_nothing(database: Database) -> None:
+    await register(database, budget=Budget(1_000, "month"))
+    await begin(database, begun("t-1"))
+    await settle(database, settled("t-1", 0))
+    assert await begin(database, *(begun(f"u-{number}") for number in range(20))) == {}
+    assert await spent(database) == {("anna", "2026-11"): (0, 20)}
+
+
+async def test_lone_user_is_never_refused_what_is_left(database: Database) -> None:
+    await register(database, budget=Budget(1_000, "total"))
+    for number, cost in enumerate((900, 99, 1)):
+        assert await begin(database, begun(f"t-{number}", at=NOON + number)) == {}
+        await settle(database, settled(f"t-{number}", cost))
+    assert await begin(database, begun("t-9")) == {"t-9": "used_up"}
 
 
 async def test_turn_holds_at_most_what_is_left(database: Database) -> None:
     await register(database, budget=Budget(1_000, "day"))
     await begin(database, begun("t-1"))
     await settle(database, settled("t-1", 900))
-    assert await begin(database, begun("t-2")) == set()
+    assert await begin(database, begun("t-2")) == {}
     assert await spent(database) == {("anna", "2026-11-21"): (900, 100)}
-    assert await begin(database, begun("t-3")) == {"t-3"}
+    assert await begin(database, begun("t-3")) == {"t-3": "held"}
     await settle(database, settled("t-2", 5_000))
-    assert await begin(database, begun("t-4")) == {"t-4"}
-    assert await begin(database, begun("t-5", at=NOON + DAY)) == set(), "the next day is a new one"
+    assert await begin(database, begun("t-4")) == {"t-4": "used_up"}
+    assert await begin(database, begun("t-5", at=NOON + DAY)) == {}, "the next day is a new one"
 
 
 async def test_as_many_as_there_is_room_for(database: Database) -> None:
@@ -202,7 +234,7 @@ async def test_as_many_as_there_is_room_for(database: Database) -> None:
     await settle(database, settled("t-0", 10))
     names = [f"u-{number:02}" for number in range(50)]
     refused = await begin(database, *map(begun, names))
-    assert refused == set(names[19:]), "room for nineteen: first come, first served"
+    assert refused == dict.fromkeys(names[19:], "held"), "room for nineteen: first come, first served"
     await assert_balanced(database)
 
 
@@ -210,7 +242,10 @@ async def test_budgets_of_nothing_and_of_next_to_nothing(database: Database) -> 
     budgets = {"anna": Budget(0, "day"), "ben": Budget(1, "day"), "carl": Budget(-5, "total")}
     for user, budget in budgets.items():
         await register(database, user, budget)
-    assert await begin(database, *(begun(user, owner=user) for user in budgets)) == {"anna", "carl"}
+    assert await begin(database, *(begun(user, owner=user) for user in budgets)) == {
+        "anna": "used_up",
+        "carl": "used_up",
+    }
 
 
 async def test_users_without_a_budget_have_the_default_one(database: Database) -> None:
@@ -219,8 +254,8 @@ async def test_users_without_a_budget_have_the_default_one(database: Database) -
     default = Budget(0, "day")
     operators = [begun("t-3", owner="local"), begun("t-4", owner="key_0123456789ab")]
     refused = await begin(database, begun("t-1"), begun("t-2", owner="ben"), *operators, default=default)
-    assert refused == {"t-1"}, "who is no user has no budget"
-    assert await begin(database, begun("t-5")) == set()
+    assert refused == {"t-1": "used_up"}, "who is no user has no budget"
+    assert await begin(database, begun("t-5")) == {}
 
 
 async def test_new_period_begins_with_what_its_days_say(database: Database) -> None:
@@ -250,7 +285,7 @@ async def test_midnight_within_one_transaction(database: Database) -> None:
         begun("t-3", owner="ben", at=late),
         begun("t-4", owner="ben", at=early),
     )
-    assert refused == {"t-4"}
+    assert refused == {"t-4": "held"}
     assert await spent(database) == {
         ("anna", "2026-11-21"): (0, 1),
         ("anna", "2026-11-22"): (0, 1),
@@ -264,6 +299,8 @@ async def test_gateways_that_share_a_database_spend_one_budget(postgres_address:
         users = ("anna", "ben", "carl", "dora")
         for user in users:
             await register(one, user, Budget(10, "day"))
+            await begin(one, begun(f"first-{user}", owner=user, at=NOON - DAY))
+            await settle(one, settled(f"first-{user}", 1))
 
         async def client(number: int) -> bool:
             database = (one, two)[number % 2]
@@ -276,7 +313,7 @@ async def test_gateways_that_share_a_database_spend_one_budget(postgres_address:
         passed = await asyncio.gather(*map(client, range(40)))
         assert sum(passed) == 10
         await assert_balanced(one)
-        assert set((await spent(one)).values()) == {(10, 0)}
+        assert {both for (_, day), both in (await spent(one)).items() if day == "2026-11-21"} == {(10, 0)}
 
 
 async def settle_only(database: Database, *settled_: Settled) -> None:
@@ -290,7 +327,7 @@ async def settle_only(database: Database, *settled_: Settled) -> None:
 @pytest.mark.live
 async def test_turn_that_two_gateways_settle_at_once(postgres_address: PostgresServer) -> None:
     async with opened(postgres_address) as one, opened(postgres_address) as two:
-        await register(one, budget=Budget(10**6, "day"))
+        await register(one)
         names = [f"t-{number}" for number in range(30)]
         await begin(one, *map(begun, names))
         await asyncio.gather(
@@ -299,4 +336,4 @@ async def test_turn_that_two_gateways_settle_at_once(postgres_address: PostgresS
             settle_only(two, *(settled(name, 1) for name in names)),
         )
         await assert_balanced(one)
-        assert await spent(one) == {("anna", "2026-11-21"): (30, 0)}
+        assert [(row["turns"], row["cost_micros"]) for row in await rows_of(one, usage_metrics)] == [(30, 30)]

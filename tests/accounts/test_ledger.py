@@ -20,6 +20,7 @@ from gateway.conversations.metering import Meter, Payer
 from gateway.conversations.turns import TurnPolicy, TurnRegistry
 from gateway.errors import (
     BudgetExceeded,
+    BudgetHeld,
     GatewayError,
     StorageUnavailable,
     UpstreamRejected,
@@ -136,7 +137,7 @@ async def test_fifty_at_once_with_room_for_ten(house: House) -> None:
     results = await asyncio.gather(*(house.open() for _ in range(50)), return_exceptions=True)
     passed = [result for result in results if isinstance(result, str)]
     assert len(passed) == 10
-    assert all(isinstance(result, BudgetExceeded) for result in results if not isinstance(result, str))
+    assert all(isinstance(result, BudgetHeld) for result in results if not isinstance(result, str))
     assert len(await house.rows(turns)) == 11
     await asyncio.gather(*(house.ledger.close(turn_id, USED, "complete") for turn_id in passed))
     (row,) = await house.rows(spending)
@@ -151,6 +152,19 @@ async def test_refusal_refuses_one_and_not_the_batch(house: House) -> None:
     names = ["rich", "poor", "local", "poor", "rich"]
     results = await asyncio.gather(*map(house.open, names), return_exceptions=True)
     assert [isinstance(result, BudgetExceeded) for result in results] == [name == "poor" for name in names]
+
+
+async def test_new_users_turns_at_once_do_not_overdraw_their_budget(house: House) -> None:
+    await house.user(budget=Budget(2 * COST, "month"))
+    results = await asyncio.gather(*(house.open() for _ in range(20)), return_exceptions=True)
+    (first,) = (result for result in results if isinstance(result, str))
+    refused = [result for result in results if isinstance(result, BudgetHeld)]
+    assert (len(refused), refused[0].status, refused[0].should_retry) == (19, 429, True)
+    await house.ledger.close(first, USED, "complete")
+    await house.take()
+    with pytest.raises(BudgetExceeded):
+        await house.open()
+    assert [row["spent_micros"] for row in await house.rows(spending)] == [2 * COST]
 
 
 async def test_refused_turn_leaves_nothing(alone: House) -> None:
@@ -318,7 +332,7 @@ async def test_end_does_not_hang_where_the_database_is_gone(
 
 async def test_crash_leaves_turns_that_the_next_gateway_settles(alone: House) -> None:
     await alone.user(budget=Budget(10**6, "day"))
-    known, unknown, whole = await alone.open(), await alone.open(), await alone.take()
+    whole, known, unknown = await alone.take(), await alone.open(), await alone.open()
     alone.letta.counts[known] = Usage(1_000, 50)
     alone.clock.at += module.STORED
     next_one = alone.another()
@@ -610,7 +624,7 @@ class Books(RuleBasedStateMachine):
     def open(self, owners: list[str]) -> None:
         async def work() -> None:
             opened = await asyncio.gather(*map(self.house.open, owners), return_exceptions=True)
-            assert all(isinstance(result, str | BudgetExceeded) for result in opened)
+            assert all(isinstance(result, str | BudgetExceeded | BudgetHeld) for result in opened)
             self.under_way += [result for result in opened if isinstance(result, str)]
 
         self.run(work())
