@@ -74,6 +74,10 @@ class Accounts(Protocol):
         """Settle what gateways that are no more left behind; raises ``StorageUnavailable``."""
         ...
 
+    async def look(self) -> None:
+        """See what other gateways want ended; raises ``StorageUnavailable``."""
+        ...
+
     async def sweep(self, now: float) -> None:
         """Do what is done now and then; ``now`` is in UTC seconds. Raises ``StorageUnavailable``."""
         ...

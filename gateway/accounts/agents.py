@@ -12,6 +12,7 @@ from sqlalchemy import update
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.errors import InvalidToken, ProvidersUnsupported
 from gateway.accounts.profiles import Profile, Profiles
+from gateway.accounts.stopping import Stopping
 from gateway.errors import GatewayError
 from gateway.letta.backend import PERSONAL_TAG, Agent, AgentBackend, AgentSpec, MemoryBlock
 from gateway.storage.engine import Database
@@ -49,6 +50,7 @@ class PersonalAgents:
         billing: Billing,
         database: Database,
         config: AgentConfig,
+        stopping: Stopping,
         tasks: TaskSet,
     ) -> None:
         self._backend = backend
@@ -56,6 +58,7 @@ class PersonalAgents:
         self._billing = billing
         self._database = database
         self._config = config
+        self._stopping = stopping
         self._tasks = tasks
         self._making: dict[str, asyncio.Task[Profile]] = {}
         self._renewing: dict[str, asyncio.Task[Profile]] = {}
@@ -75,17 +78,19 @@ class PersonalAgents:
             return await self.ensure(profile)
 
     async def reset(self, profile: Profile) -> Profile:
-        """Give the user a fresh agent, then delete the one before; raises as ``ensure`` does."""
+        """Give the user a fresh agent, end the turns of the one before and delete it; raises as ``ensure`` does."""
         return await self._shared(self._renewing, profile.id, self._renew)
 
     async def delete(self, user_id: str, agent_id: str | None = None) -> None:
-        """Delete all agents of a user's, that one included, and their provider; raises the errors of Letta."""
+        """End the turns of all agents of a user's, that one included; delete these and their provider.
+
+        Raises the errors of Letta and the database.
+        """
         for work in (self._making, self._renewing):
             if user_id in work:
                 await asyncio.wait({work[user_id]})
         found = {agent.id for agent in await self._backend.find_tagged(tag_of(user_id))}
-        for one in sorted(found | {agent_id} - {None}, key=str):
-            await self._backend.delete_agent(str(one))
+        await self._delete(user_id, found | ({agent_id} if agent_id is not None else set()))
         provider = self._billing.provider_name(user_id)
         if provider is not None:
             await self._backend.delete_provider(provider)
@@ -118,7 +123,9 @@ class PersonalAgents:
         found = {agent.id for agent in await self._backend.find_tagged(tag_of(user_id))}
         agent = await self._backend.create_agent(self._spec(before))
         profile = await self._give(before, agent)
-        await self._delete_former(profile, found | {before.letta_agent_id})
+        if before.letta_agent_id is not None:
+            found.add(before.letta_agent_id)
+        await self._delete_former(profile, found - {profile.letta_agent_id})
         return profile
 
     async def _profile(self, user_id: str) -> Profile:
@@ -149,13 +156,18 @@ class PersonalAgents:
         async with self._database.write() as connection:
             return (await connection.execute(statement)).rowcount == 1
 
-    async def _delete_former(self, profile: Profile, former: AbstractSet[str | None]) -> None:
+    async def _delete_former(self, profile: Profile, former: AbstractSet[str]) -> None:
         """Delete agents that are the user's no more; those that stay go with the next fresh start."""
         try:
-            for agent_id in former - {profile.letta_agent_id, None}:
-                await self._backend.delete_agent(str(agent_id))
+            await self._delete(profile.id, former)
         except GatewayError as error:
             _log.warning("former agent not deleted", user=profile.id, code=error.code)
+
+    async def _delete(self, user_id: str, agent_ids: AbstractSet[str]) -> None:
+        """Delete agents once their turns are settled: what a turn took nobody could say afterwards."""
+        await self._stopping.retire(user_id, agent_ids)
+        for agent_id in sorted(agent_ids):
+            await self._backend.delete_agent(agent_id)
 
     def _spec(self, profile: Profile) -> AgentSpec:
         provider = self._billing.provider_of(profile)

@@ -6,6 +6,7 @@ from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.errors import UserNotFound
 from gateway.accounts.identity.protocol import IdentityProvider
 from gateway.accounts.profiles import Profile, Profiles
+from gateway.accounts.stopping import Stopping
 
 
 class Blocking:
@@ -16,16 +17,24 @@ class Blocking:
     """
 
     def __init__(
-        self, *, profiles: Profiles, identity: IdentityProvider, billing: Billing, forget: Callable[[str], None]
+        self,
+        *,
+        profiles: Profiles,
+        identity: IdentityProvider,
+        billing: Billing,
+        stopping: Stopping,
+        forget: Callable[[str], None],
     ) -> None:
         self._profiles = profiles
         self._identity = identity
         self._billing = billing
+        self._stopping = stopping
         self._forget = forget
 
     async def block(self, profile: Profile) -> Profile:
-        """Keep a user out; raises ``UserNotFound`` where they are gone since."""
+        """Keep a user out, and end what they have under way; raises ``UserNotFound`` where they are gone since."""
         blocked = await self._write(profile, is_blocked=True)
+        await self._stopping.stop(profile.id)
         await self._identity.set_blocked(profile.id, is_blocked=True)
         await self._billing.set_blocked(profile, is_blocked=True)
         return blocked

@@ -146,7 +146,7 @@ def begin(connection: Connection, begun: Sequence[Begun], default: Budget | None
     A turn holds the most that one of its owner's latest cost, at most what is left, and at least a millionth of a
     dollar. Where none of these tells what a turn costs it holds all that is left, so that there is one at a time.
     """
-    limits = _limits(connection, {turn.owner for turn in begun if _may_be_user(turn.owner)}, default)
+    limits = _limits(connection, {turn.owner for turn in begun if may_be_user(turn.owner)}, default)
     keys = {turn.id: limits[turn.owner].key_of(turn) for turn in begun if turn.owner in limits}
     accounts = _accounts(connection, set(keys.values()))
     refused: dict[str, Refusal] = {}
@@ -178,7 +178,7 @@ def _settlement(row: Row[Any], turn: Settled) -> dict[str, Any]:
 def _settled_moves(pairs: Iterable[tuple[Row[Any], Settled]]) -> dict[Key, _Move]:
     moves: defaultdict[Key, _Move] = defaultdict(_Move)
     for row, turn in pairs:
-        if not _may_be_user(row.owner):
+        if not may_be_user(row.owner):
             continue
         for period in periods_of(day_of(row.started_at)):
             moves[row.owner, period].spent += turn.cost_micros
@@ -202,7 +202,7 @@ def _sums(pairs: Iterable[tuple[Row[Any], Settled]]) -> list[dict[str, Any]]:
 # Budgets -------------------------------------------------------------------------------------------------------------
 
 
-def _may_be_user(owner: str) -> bool:
+def may_be_user(owner: str) -> bool:
     """Tell the operator's own names from users' ids: what only users have costs their turns no statement."""
     return owner != "local" and not owner.startswith("key_")
 

@@ -1,8 +1,8 @@
-"""Users are deleted: sessions and keys first, then what others keep of them, then every row, the profile last.
+"""Users are deleted: sessions and keys first, then what they have under way and what others keep of them, then rows.
 
 What is begun is written down, so that a sweep goes on where a step failed or the process died; each step may be taken
-twice, and one that fails holds up no other. The note stays for a day: an access token that still holds elsewhere makes
-no new account meanwhile, and what a request that was under way left behind goes with the note.
+twice, and one that fails holds up no other. What a request that was under way still writes goes by a second pass soon
+after. The note stays for a day: an access token that still holds elsewhere makes no new account meanwhile.
 """
 
 import time
@@ -19,6 +19,7 @@ from gateway.accounts.history import delete_messages
 from gateway.accounts.identity.protocol import IdentityProvider
 from gateway.accounts.identity.sessions import end_sessions
 from gateway.accounts.profiles import Profiles
+from gateway.accounts.stopping import Stopping
 from gateway.errors import GatewayError
 from gateway.storage.engine import Connection, Database
 from gateway.storage.tables import (
@@ -43,6 +44,8 @@ KEEP: Final = 86_400.0
 """Seconds for which it is remembered that a user was deleted: longer than an access token holds."""
 PATIENCE: Final = 60.0
 """Seconds after which a sweep takes over what was begun."""
+FURTHER_PASSES: Final = 2
+"""Sweeps that look once more for what requests that were under way wrote since."""
 AT_ONCE: Final = 20
 """Users whom one sweep sees to."""
 
@@ -74,6 +77,7 @@ class Deletion:
         profiles: Profiles,
         agents: PersonalAgents,
         billing: Billing,
+        stopping: Stopping,
         forget: Callable[[str], None],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -82,6 +86,8 @@ class Deletion:
         self._profiles = profiles
         self._agents = agents
         self._billing = billing
+        self._stopping = stopping
+        self._further_passes: dict[str, int] = {}
         self._forget = forget
         self._now = now
 
@@ -96,6 +102,8 @@ class Deletion:
         except GatewayError as error:
             _log.warning("user not deleted yet", user=user_id, code=error.code)
             raise DeletionUnfinished from error
+        finally:
+            self._further_passes[user_id] = FURTHER_PASSES
 
     async def is_deleted(self, user_id: str) -> bool:
         """Tell whether a user is being deleted, or was within the last day; raises ``StorageUnavailable``."""
@@ -107,6 +115,7 @@ class Deletion:
 
     async def sweep(self, now: float) -> None:
         """Go on with what was left unfinished, and forget what is long done; raises ``StorageUnavailable``."""
+        await self._pass_again()
         is_left = deletions.c.ended_at.is_(None) & (deletions.c.begun_at < now - PATIENCE)
         is_old = deletions.c.ended_at < now - KEEP
         statement = select(deletions).where(or_(is_left, is_old)).order_by(deletions.c.begun_at).limit(AT_ONCE)
@@ -135,18 +144,28 @@ class Deletion:
 
     async def _finish(self, user_id: str) -> None:
         """Delete what there still is; the profile last, once nobody else keeps anything of the user."""
+        await self._stopping.stop(user_id)
         failures = [failure async for failure in self._failures(user_id)]
-        await delete_messages(self._database, messages.c.user_id == user_id)
-        async with self._database.write() as connection:
-            await _delete_credentials(connection, user_id)
-            for column in BELONGINGS:
-                await connection.execute(delete(column.table).where(column == user_id))
+        await self._delete_rows(user_id)
         for failure in failures:
             raise failure
         async with self._database.write() as connection:
             await connection.execute(delete(user_profiles).where(user_profiles.c.id == user_id))
             is_open = (deletions.c.user_id == user_id) & deletions.c.ended_at.is_(None)
             await connection.execute(update(deletions).where(is_open).values(ended_at=self._now()))
+
+    async def _delete_rows(self, user_id: str) -> None:
+        await delete_messages(self._database, messages.c.user_id == user_id)
+        async with self._database.write() as connection:
+            await _delete_credentials(connection, user_id)
+            for column in BELONGINGS:
+                await connection.execute(delete(column.table).where(column == user_id))
+
+    async def _pass_again(self) -> None:
+        for user_id, left in list(self._further_passes.items()):
+            await self._delete_rows(user_id)
+            self._further_passes[user_id] = left - 1
+        self._further_passes = {user_id: left for user_id, left in self._further_passes.items() if left}
 
     async def _failures(self, user_id: str) -> AsyncIterator[GatewayError]:
         """Delete what others keep of the user, and yield the errors of those that could not be asked."""

@@ -7,7 +7,8 @@ thread stays taken until then.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Final, Literal, Protocol
 
@@ -16,6 +17,7 @@ import structlog
 
 from gateway.conversations.metering import Meter, Payer, TurnOutcome
 from gateway.errors import (
+    AgentGone,
     ConversationBusy,
     GatewayError,
     Overloaded,
@@ -34,6 +36,11 @@ SETTLE: Final = 5.0
 """Seconds that aborted turns have to be settled when the gateway goes away."""
 TELL: Final = 20.0
 """Seconds to write down how a turn went."""
+STOP: Final = 15.0
+"""Seconds that turns have to be settled which somebody else ends."""
+MOST_RETIRED: Final = 10_000
+"""Agents with which no turn begins any more."""
+_STOPPED: Final = "This answer was ended: its agent or its account was reset, blocked or deleted."
 BUSY_PAUSE: Final = 0.2
 LONGEST_BUSY_PAUSE: Final = 2.0
 
@@ -105,10 +112,23 @@ class TurnPlan(Protocol):
         ...
 
 
+class Place(msgspec.Struct, eq=False):
+    """What a turn takes in the registry from before it waits until it is settled; ``running`` once it is to be sent."""
+
+    owner: str
+    agent_id: str | None = None
+    running: RunningTurn | None = None
+    stopped: GatewayError | None = None
+    """What ends it, where somebody else does."""
+    left: asyncio.Event | None = None
+    """Set at the end of a turn that somebody waits for."""
+
+
 class HeldTurn(msgspec.Struct):
     """A turn of the registry's: ``id`` is its name in the ledger, ``outcome`` how it goes as far as is known."""
 
     id: str
+    place: Place
     running: RunningTurn
     plan: TurnPlan
     lease: Lease
@@ -137,17 +157,19 @@ class TurnRegistry:
         self._tasks = tasks
         self._locks = locks
         self._open: dict[RunningTurn, OpenTurn] = {}
-        self._held = 0
+        self._places: set[Place] = set()
+        self._retired: dict[str, None] = {}
+        """Agents that are deleted, or about to be; those of longest ago, whom Letta knows no more, are forgotten."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
         metrics.most_turns.set_function(lambda: policy.max_turns)
-        metrics.held_turns.set_function(lambda: self._held)
+        metrics.held_turns.set_function(lambda: len(self._places))
 
     @property
     def held(self) -> int:
         """Return how many turns are waiting, open or being settled."""
-        return self._held
+        return len(self._places)
 
     @property
     def open(self) -> list[OpenTurn]:
@@ -166,13 +188,13 @@ class TurnRegistry:
         the wait is too long, ``BudgetExceeded``, ``Overloaded`` where the gateway is full, ``ShuttingDown`` where it
         is going away, what the locks raise, and the backend's errors.
         """
-        self._admit()
+        place = self._admit(plan.payer.owner)
         try:
             lease = await self._locks.acquire(plan.thread)
         except BaseException:
-            self._leave()
+            self._leave(place)
             raise
-        held, is_open = await self._begin(plan, lease), False
+        held, is_open = await self._begin(plan, lease, place), False
         try:
             await self._open_turn(held.running)
             is_open = True
@@ -190,6 +212,32 @@ class TurnRegistry:
         """Wait until no turn is held."""
         await self._idle.wait()
 
+    async def stop(self, owner: str) -> None:
+        """End the turns of an owner, those that wait included, and see them settled within some seconds."""
+        await self._stop(lambda place: place.owner == owner)
+
+    async def retire(self, agent_ids: AbstractSet[str]) -> None:
+        """End the turns of agents that are to be deleted, see them settled, and let none begin any more."""
+        self._retired.update(dict.fromkeys(agent_ids))
+        while len(self._retired) > MOST_RETIRED:
+            del self._retired[next(iter(self._retired))]
+        await self._stop(lambda place: place.agent_id in agent_ids)
+
+    async def _stop(self, concerns: Callable[[Place], bool]) -> None:
+        ending = []
+        for place in filter(concerns, self._places):
+            if place.stopped is None:
+                place.stopped = ResponseCancelled(_STOPPED, should_retry=False)
+            if place.running is not None:
+                place.running.abort(place.stopped)
+            place.left = place.left or asyncio.Event()
+            ending.append(place.left.wait())
+        try:
+            async with asyncio.timeout(STOP):
+                await asyncio.gather(*ending)
+        except TimeoutError:
+            _log.warning("turns that were ended not settled yet", turns=sum(map(concerns, self._places)))
+
     async def end(self) -> None:
         """Refuse new turns, end the open ones with an error, and see them settled."""
         self._closed = True
@@ -202,44 +250,61 @@ class TurnRegistry:
             async with asyncio.timeout(SETTLE):
                 await self._idle.wait()
         except TimeoutError:
-            _log.warning("turns left unsettled", turns=self._held)
+            _log.warning("turns left unsettled", turns=len(self._places))
 
     # Admission -------------------------------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
+    def _admit(self, owner: str) -> Place:
         if self._closed:
             raise _shutting_down()
-        if self._held >= self._policy.max_turns:
+        if len(self._places) >= self._policy.max_turns:
             raise Overloaded
-        self._held += 1
+        place = Place(owner)
+        self._places.add(place)
         self._idle.clear()
+        return place
 
-    def _leave(self) -> None:
-        self._held -= 1
-        if not self._held:
+    def _leave(self, place: Place) -> None:
+        self._places.remove(place)
+        if place.left is not None:
+            place.left.set()
+        if not self._places:
             self._idle.set()
 
-    async def _begin(self, plan: TurnPlan, lease: Lease) -> HeldTurn:
+    async def _begin(self, plan: TurnPlan, lease: Lease, place: Place) -> HeldTurn:
+        turn_id = None
         try:
+            self._check_wanted(place)
             turn = await plan.begin(lease)
             turn_id = await self._meter.open(plan.payer, turn)
+            self._check_wanted(place, turn)
         except BaseException as error:
             if isinstance(error, StorageUnavailable):
                 error.should_retry = True  # nothing was said yet
-            self._tasks.spawn(self._give_up(plan, lease), "give up turn")
+            self._tasks.spawn(self._give_up(plan, lease, place, turn_id), "give up turn")
             raise
         running = self._backend.turn(msgspec.structs.replace(turn, mark=turn_id))
+        place.agent_id, place.running = turn.agent_id, running
         self._open[running] = OpenTurn(turn_id, turn.agent_id, plan.payer.owner, plan.payer.source, time.time())
         self._metrics.turns.inc()
         lease.on_lost = lambda: running.abort(ThreadLost())
-        return HeldTurn(turn_id, running, plan, lease)
+        return HeldTurn(turn_id, place, running, plan, lease)
 
-    async def _give_up(self, plan: TurnPlan, lease: Lease) -> None:
+    def _check_wanted(self, place: Place, turn: AgentTurn | None = None) -> None:
+        """Refuse a turn that somebody ended while it waited, or whose agent is not to be spoken to any more."""
+        if place.stopped is not None:
+            raise place.stopped
+        if turn is not None and turn.agent_id in self._retired:
+            raise AgentGone(should_retry=False)
+
+    async def _give_up(self, plan: TurnPlan, lease: Lease, place: Place, turn_id: str | None) -> None:
         try:
+            if turn_id is not None:
+                await self._meter.close(turn_id, None, "unsent")
             await self._tell(plan, is_delivered=False)
         finally:
             self._locks.release(lease)
-            self._leave()
+            self._leave(place)
 
     async def _open_turn(self, running: RunningTurn) -> None:
         """Open the turn; where Letta itself is busy with this thread, keep our place and ask again."""
@@ -268,7 +333,7 @@ class TurnRegistry:
 
     async def _settle(self, held: HeldTurn) -> None:
         try:
-            await self._see_ended(held.running, held.plan)
+            await self._see_ended(held)
             await self._meter_turn(held)
         finally:
             if not held.is_metered:  # by a bug, or because the gateway is gone before Letta answered
@@ -292,13 +357,13 @@ class TurnRegistry:
         held.is_metered = True
         await self._meter.close(held.id, taken, held.outcome)
 
-    async def _see_ended(self, running: RunningTurn, plan: TurnPlan) -> None:
+    async def _see_ended(self, held: HeldTurn) -> None:
         try:
-            if not running.ended and not await self._finishes(running):
-                await running.cancel()
+            if not held.running.ended and not await self._finishes(held):
+                await held.running.cancel()
         except (GatewayError, TimeoutError) as error:
             reason = getattr(error, "code", None) or type(error).__name__
-            _log.warning("turn not settled", thread=plan.thread, reason=reason)
+            _log.warning("turn not settled", thread=held.plan.thread, reason=reason)
 
     async def _tell(self, plan: TurnPlan, *, is_delivered: bool) -> None:
         try:
@@ -308,12 +373,12 @@ class TurnRegistry:
             reason = getattr(error, "code", None) or type(error).__name__
             _log.warning("turn not written down", thread=plan.thread, reason=reason)
 
-    async def _finishes(self, running: RunningTurn) -> bool:
+    async def _finishes(self, held: HeldTurn) -> bool:
         """Let a turn go on to its end where the operator wants that; False where it is to be cancelled after all."""
-        if self._policy.on_disconnect == "cancel" or self._closed:
+        if self._policy.on_disconnect == "cancel" or self._closed or held.place.stopped is not None:
             return False
         try:
-            await running.drain()
+            await held.running.drain()
         except GatewayError:
             return False  # it ran out of time, or its stream broke: the run may go on without us
         return True
@@ -323,7 +388,7 @@ class TurnRegistry:
         self._open.pop(held.running, None)
         self._metrics.turns.dec()
         self._locks.release(held.lease)
-        self._leave()
+        self._leave(held.place)
 
 
 def _outcome_of(error: GatewayError, *, is_open: bool) -> TurnOutcome:

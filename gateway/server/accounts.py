@@ -29,6 +29,7 @@ from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Budget, Profiles
 from gateway.accounts.registration import Registration
 from gateway.accounts.secrets import SecretFailed, Secrets, secrets_of
+from gateway.accounts.stopping import NoTurns, Stopping, Turns
 from gateway.accounts.usage import UsageReports
 from gateway.accounts.user_keys import UserKeys
 from gateway.letta.backend import AgentBackend
@@ -59,6 +60,7 @@ class Accounts:
         *,
         instance: str | None = None,
         tally: Tally | None = None,
+        open_turns: Callable[[], Turns] = NoTurns,
     ) -> None:
         settings = live.configured
         secrets = account_secrets(settings, is_shared=database.is_shared)
@@ -75,12 +77,14 @@ class Accounts:
             database, self.billing, backend, tasks, self.instances, default_budget=default_budget(settings)
         )
         self.usage = UsageReports(database, default_budget=default_budget(settings))
+        self.stopping = Stopping(database, open_turns)
         self.agents = PersonalAgents(
             backend=backend,
             profiles=self.profiles,
             billing=self.billing,
             database=database,
             config=AgentConfig(settings.user_model or None, settings.user_embedding or None, settings.user_tools),
+            stopping=self.stopping,
             tasks=tasks,
         )
         self.own_agents = OwnAgents(self.profiles, self.agents, backend, settings.models_ttl)
@@ -90,10 +94,15 @@ class Accounts:
             profiles=self.profiles,
             agents=self.agents,
             billing=self.billing,
+            stopping=self.stopping,
             forget=self._forget,
         )
         self.blocking = Blocking(
-            profiles=self.profiles, identity=self.identity, billing=self.billing, forget=self._forget
+            profiles=self.profiles,
+            identity=self.identity,
+            billing=self.billing,
+            stopping=self.stopping,
+            forget=self._forget,
         )
         self.registration = Registration(
             identity=self.identity,
@@ -136,6 +145,10 @@ class Accounts:
         """Settle what gateways that are no more left behind; raises ``StorageUnavailable``."""
         await self.ledger.start()
         await self._reconcile_history()
+
+    async def look(self) -> None:
+        """End the turns that other gateways want ended; raises ``StorageUnavailable``."""
+        await self.stopping.look()
 
     async def sweep(self, now: float) -> None:
         """Finish deletions, settle what dead gateways left, forget what is old; raises ``StorageUnavailable``."""

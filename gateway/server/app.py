@@ -72,7 +72,7 @@ def build_app(
     letta = backend or build_backend(settings, metrics, tasks, server_tools=LiveServerTools(live))
     instance, secrets = str(uuid.uuid4()), account_secrets(settings, is_shared=database.is_shared)
     shared = shared_state(live, metrics, tasks, instance=instance, forwarding_key=secrets.forwarding_key)
-    accounts = Accounts(live, database, letta, tasks, instance=instance, tally=shared.tally)
+    accounts = Accounts(live, database, letta, tasks, instance=instance, tally=shared.tally, open_turns=lambda: turns)
     trusted = TrustedNetworks(settings.trusted_networks)
     errors = RecentErrors()
     app = web.Application(middlewares=[first_middleware(trusted, shared.forwarder, errors), *chain])

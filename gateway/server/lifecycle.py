@@ -92,6 +92,7 @@ async def _look(app: web.Application) -> None:
         try:
             await app[keys.STORED_SETTINGS].load()
             await app[keys.OPERATOR_SESSIONS].load()
+            await app[keys.ACCOUNTS].look()
         except GatewayError as error:
             _log.debug("changes of other gateways not seen", code=error.code)
 

@@ -6,6 +6,7 @@ from gateway.accounts.agents import AgentConfig, PersonalAgents, blocks_of, name
 from gateway.accounts.billing.local import LocalBilling
 from gateway.accounts.errors import InvalidToken, ProvidersUnsupported
 from gateway.accounts.profiles import Profile, Profiles
+from gateway.accounts.stopping import NoTurns, Stopping
 from gateway.errors import UpstreamUnavailable
 from gateway.letta.backend import PERSONAL_TAG, Agent, Capabilities
 from gateway.storage.engine import Database
@@ -39,6 +40,7 @@ class World:
             billing=self.billing,
             database=self.database,
             config=CONFIG,
+            stopping=Stopping(self.database, NoTurns),
             tasks=TaskSet(),
         )
 
@@ -235,6 +237,7 @@ async def test_no_provider_is_deleted_where_users_have_none(world: World) -> Non
         billing=LocalBilling({}),
         database=world.database,
         config=CONFIG,
+        stopping=Stopping(world.database, NoTurns),
         tasks=TaskSet(),
     )
     await agents.delete(USER)

@@ -3,6 +3,7 @@ import pytest
 from gateway.accounts.blocking import Blocking
 from gateway.accounts.errors import UserNotFound
 from gateway.accounts.profiles import Profile, Profiles
+from gateway.accounts.stopping import NoTurns, Stopping
 from gateway.errors import UpstreamUnavailable
 from gateway.storage.engine import Database
 from tests.accounts.faults import Fault, Faults, FaultyBilling, FaultyIdentity
@@ -20,7 +21,11 @@ class World:
         self.billing = FaultyBilling(self.faults)
         self.forgotten: list[str] = []
         self.blocking = Blocking(
-            profiles=self.profiles, identity=self.identity, billing=self.billing, forget=self.forgotten.append
+            profiles=self.profiles,
+            identity=self.identity,
+            billing=self.billing,
+            stopping=Stopping(database, NoTurns),
+            forget=self.forgotten.append,
         )
 
     async def is_out(self) -> bool:

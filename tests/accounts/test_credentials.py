@@ -12,6 +12,7 @@ from gateway.accounts.identity.protocol import Tokens, Verified
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.registration import Registration
 from gateway.accounts.secrets import Secrets
+from gateway.accounts.stopping import NoTurns, Stopping
 from gateway.accounts.user_keys import UserKeys
 from gateway.errors import UpstreamUnavailable
 from gateway.letta.scripted import ScriptedBackend
@@ -136,6 +137,7 @@ async def test_token_of_a_user_whose_deletion_is_under_way(database: Database) -
         billing=LocalBilling({}),
         database=database,
         config=AgentConfig(),
+        stopping=Stopping(database, NoTurns),
         tasks=TaskSet(),
     )
     gateways: list[UserCredentials] = []
@@ -149,6 +151,7 @@ async def test_token_of_a_user_whose_deletion_is_under_way(database: Database) -
         profiles=platform.profiles,
         agents=agents,
         billing=LocalBilling({}),
+        stopping=Stopping(database, NoTurns),
         forget=forget,
     )
     registration = Registration(

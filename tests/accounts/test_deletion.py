@@ -10,6 +10,7 @@ from gateway.accounts.deletion import BELONGINGS, CREDENTIALS, KEEP, PATIENCE, D
 from gateway.accounts.errors import DeletionUnfinished
 from gateway.accounts.profiles import Profiles
 from gateway.accounts.registration import Registration
+from gateway.accounts.stopping import NoTurns, Stopping
 from gateway.errors import StorageUnavailable
 from gateway.storage.engine import Connection, Database
 from gateway.storage.tables import (
@@ -56,6 +57,7 @@ class World:
             billing=self.billing,
             database=self.database,
             config=AgentConfig(),
+            stopping=Stopping(self.database, NoTurns),
             tasks=TaskSet(),
         )
 
@@ -66,6 +68,7 @@ class World:
             profiles=self.profiles,
             agents=self.agents(),
             billing=self.billing,
+            stopping=Stopping(self.database, NoTurns),
             forget=self.forgotten.append,
             now=lambda: self.clock,
         )

@@ -13,6 +13,7 @@ from gateway.accounts.instances import Instances
 from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.secrets import Secrets
+from gateway.accounts.stopping import NoTurns, Stopping
 from gateway.accounts.usage import UsageReports
 from gateway.accounts.user_keys import UserKeys
 from gateway.errors import UpstreamUnavailable
@@ -44,6 +45,7 @@ class World:
             billing=LocalBilling({}),
             database=database,
             config=AgentConfig(),
+            stopping=Stopping(database, NoTurns),
             tasks=TaskSet(),
         )
         self.export = Export(

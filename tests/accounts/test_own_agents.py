@@ -8,6 +8,7 @@ from gateway.accounts.billing.local import LocalBilling
 from gateway.accounts.errors import InvalidToken
 from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Profile, Profiles
+from gateway.accounts.stopping import NoTurns, Stopping
 from gateway.errors import AgentGone, UpstreamUnavailable
 from gateway.letta.backend import Agent
 from gateway.letta.scripted import Hang, ScriptedBackend
@@ -32,6 +33,7 @@ class World:
             billing=LocalBilling({}),
             database=database,
             config=AgentConfig(),
+            stopping=Stopping(database, NoTurns),
             tasks=TaskSet(),
         )
         self.own = OwnAgents(self.profiles, agents, self.backend, TTL, lambda: self.time)

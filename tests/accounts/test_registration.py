@@ -11,6 +11,7 @@ from gateway.accounts.errors import AccountExists, InvalidCredentials, InvalidTo
 from gateway.accounts.identity.protocol import Verified
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.registration import Registration, RegistrationConfig
+from gateway.accounts.stopping import NoTurns, Stopping
 from gateway.errors import GatewayError, InvalidRequest, UpstreamUnavailable
 from gateway.storage.engine import Database
 from gateway.tasks import TaskSet
@@ -40,6 +41,7 @@ class World:
             billing=self.billing,
             database=self.database,
             config=AgentConfig(),
+            stopping=Stopping(self.database, NoTurns),
             tasks=TaskSet(),
         )
         deletion = Deletion(
@@ -48,6 +50,7 @@ class World:
             profiles=self.profiles,
             agents=agents,
             billing=self.billing,
+            stopping=Stopping(self.database, NoTurns),
             forget=lambda _: None,
         )
         return Registration(

@@ -11,6 +11,7 @@ from gateway.conversations import turns as module
 from gateway.conversations.metering import Payer
 from gateway.conversations.turns import TurnPolicy, TurnRegistry
 from gateway.errors import (
+    AgentGone,
     BudgetExceeded,
     ConversationBusy,
     GatewayError,
@@ -844,6 +845,61 @@ async def test_turn_that_ran_out_of_time_is_cancelled_though_turns_are_to_finish
     assert isinstance(await outcome(client), UpstreamTimeout)
     await settled()
     assert house.backend.turns[0].cancelled
+    house.assert_empty()
+
+
+@pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
+async def test_turns_of_an_owner_that_somebody_ends(on_disconnect: Any) -> None:
+    house = House(TurnPolicy(on_disconnect=on_disconnect))
+    house.backend.play(TALKS_FOR_EVER, TALKS_FOR_EVER)
+    task, waiting = await house.client("a"), await house.client("b")
+    other = Saying("c", "agent-2")
+    other.payer = Payer("ben", "platform")
+    others = await house.client(other)
+    async with asyncio.timeout(5):
+        await house.registry.stop("anna")
+    assert house.registry.held == 1, "those that ended are settled"
+    for ended in (task, waiting):
+        assert isinstance(await outcome(ended), ResponseCancelled)
+    assert house.names == ["a", "c"], "what waited was never said"
+    assert house.backend.turns[0].cancelled
+    assert house.meter.outcomes == ["interrupted"]
+    assert not others.done()
+    await house.talk(Saying("d"))
+    await house.registry.stop("ben")
+    await outcome(others)
+    await settled()
+    house.assert_empty()
+
+
+async def test_nothing_begins_with_an_agent_that_is_deleted(house: House) -> None:
+    house.backend.play(TALKS_FOR_EVER)
+    task, waiting = await house.client("a"), await house.client("b")
+    await house.registry.retire({"agent-1"})
+    assert isinstance(await outcome(task), ResponseCancelled)
+    assert isinstance(await outcome(waiting), AgentGone)
+    assert isinstance(await outcome(await house.client("c")), AgentGone)
+    await house.talk(Saying("d", "agent-2"))
+    await settled()
+    assert house.meter.outcomes == ["interrupted", "unsent", "unsent", "complete"]
+    assert house.names == ["a", "d"]
+    house.assert_empty()
+
+
+async def test_turn_that_cannot_be_settled_holds_up_nobody_who_ends_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP", 0.05)
+    gate = asyncio.Event()
+    house.backend.play(Script(steps=([HI], Hang()), settling=(Hold(gate),)))
+    task = await house.client("a")
+    async with asyncio.timeout(5):
+        await house.registry.stop("anna")
+    assert house.registry.held == 1
+    gate.set()
+    await outcome(task)
+    async with asyncio.timeout(5):
+        await house.registry.idle()
     house.assert_empty()
 
 

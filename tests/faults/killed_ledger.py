@@ -23,8 +23,8 @@ async def _main(url: str) -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     house = House(await Database.open(PostgresServer(url), QUICK), name="killed", now=time.time())
     await house.ledger.start()
-    await house.user("anna", Budget(10**12, "month"))
-    opened = [await house.open() for _ in range(TURNS)]
+    users = [await house.user(f"anna-{number}", Budget(10**12, "month")) for number in range(TURNS)]
+    opened = [await house.open(user) for user in users]
     _say(*opened)
     await asyncio.to_thread(sys.stdin.readline)
     await asyncio.gather(*(house.ledger.close(turn_id, USED, "complete") for turn_id in opened))

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -5,7 +6,10 @@ import pytest
 from gateway import keys
 from gateway.accounts.profiles import Profile
 from gateway.errors import UpstreamUnavailable
+from gateway.letta.scripted import Hang, Script
+from gateway.translation.agent_events import TextDelta, Usage
 from tests.server.people import OPERATOR_KEY, PASSWORD, Town, town
+from tests.server.wire import until
 
 
 @pytest.fixture
@@ -164,6 +168,19 @@ async def test_blocked_user_is_out_at_once_and_comes_in_again(gateway: Town) -> 
     assert (await gateway.send("GET", "/v1/models", ann.key)).status == 200
     assert (await gateway.api("GET", "/auth/me", ann)).status == 401, "the session of before stays ended"
     assert (await gateway.send("POST", "/api/v1/auth/login", None, account)).status == 200
+
+
+async def test_blocked_user_hears_no_more_of_an_answer_under_way(gateway: Town) -> None:
+    gateway.backend.play(Script(([TextDelta("Once upon")], Hang()), counted=Usage(70, 9)))
+    stream = asyncio.get_running_loop().create_task(
+        gateway.send("POST", "/v1/responses", gateway.ann.key, {"model": gateway.ann.agent_id, "input": "Tell"})
+    )
+    await until(lambda: any(turn.heard for turn in gateway.backend.turns))
+    assert (await gateway.admin("POST", f"/users/{gateway.ann.id}/block")).status == 200
+    assert gateway.backend.turns[-1].cancelled
+    assert (await stream).code == "response_cancelled"
+    usage = (await gateway.admin("GET", f"/users/{gateway.ann.id}/usage")).json()
+    assert (usage["totals"]["prompt_tokens"], usage["totals"]["completion_tokens"]) == (70, 9)
 
 
 async def test_biller_that_is_down_leaves_a_user_out(gateway: Town, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,16 @@
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway import keys
 from gateway.errors import UpstreamUnavailable
 from gateway.handlers.platform_agent import MAX_VALUE
 from gateway.letta.backend import Agent
+from gateway.letta.scripted import Hang, Script
+from gateway.translation.agent_events import TextDelta, Usage
 from tests.server.people import Town, town
+from tests.server.wire import until
 
 
 @pytest.fixture
@@ -86,6 +91,26 @@ async def test_reset_is_a_fresh_start_and_the_history_stays(gateway: Town) -> No
     assert said.status == 200
     assert gateway.backend.turns[-1].sent.agent_id == agent_id
     assert (await gateway.send("GET", f"/v1/models/{agent_id}", gateway.ann.key)).status == 200
+
+
+async def test_reset_during_a_turn_ends_it_and_books_what_it_took(gateway: Town) -> None:
+    gateway.backend.play(Script(([TextDelta("Once upon")], Hang()), counted=Usage(70, 9)))
+    before = (await gateway.api("GET", "/user/usage", gateway.ann)).json()["totals"]
+    message = {"message": "Tell me a story", "stream": False}
+    telling = asyncio.get_running_loop().create_task(gateway.api("POST", "/chat/message", gateway.ann, message))
+    await until(lambda: any(turn.heard for turn in gateway.backend.turns[-1:]))
+    waiting = asyncio.get_running_loop().create_task(gateway.api("POST", "/chat/message", gateway.ann, message))
+    await until(lambda: gateway.app[keys.TURNS].held == 2)
+    assert (await gateway.api("POST", "/agent/reset", gateway.ann)).status == 200
+    assert gateway.backend.turns[-1].cancelled
+    assert gateway.ann.agent_id in gateway.backend.gone
+    told, refused = await telling, await waiting
+    assert (told.status, told.code) == (502, "response_cancelled")
+    assert (refused.status, refused.code) == (404, "agent_missing"), "it was meant for the agent of before"
+    usage = (await gateway.api("GET", "/user/usage", gateway.ann)).json()["totals"]
+    assert usage["prompt_tokens"] - before["prompt_tokens"] == 70
+    assert usage["completion_tokens"] - before["completion_tokens"] == 9
+    assert (await gateway.api("POST", "/chat/message", gateway.ann, message)).status == 200
 
 
 async def test_agent_that_registration_could_not_make_comes_when_it_is_needed(gateway: Town) -> None:
