@@ -296,6 +296,19 @@ _LIKELY_COST: Final = (
 _BUDGETS: Final = select(
     user_profiles.c.id, user_profiles.c.budget_micros, user_profiles.c.budget_period, _LIKELY_COST
 ).where(user_profiles.c.id.in_(bindparam("owners", expanding=True)))
+_EARLIER: Final = turns.alias("earlier")
+USUAL_PROMPT: Final = select(
+    func.coalesce(
+        select(_EARLIER.c.prompt_tokens)
+        .where(_EARLIER.c.owner == turns.c.owner, _EARLIER.c.status == "complete")
+        .order_by(_EARLIER.c.started_at.desc())
+        .limit(1)
+        .correlate(turns)
+        .scalar_subquery(),
+        0,
+    )
+).where(turns.c.id == bindparam("turn_id"), turns.c.held_micros > 0)
+"""The prompt tokens of the latest whole turn of the same owner, for a turn that holds some of a budget."""
 _BEGIN: Final = insert(turns)
 _SETTLE: Final = update(turns).where(turns.c.id == bindparam("turn_id"))
 _REMOVE: Final = delete(turns).where(turns.c.id == bindparam("turn_id"))

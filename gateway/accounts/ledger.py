@@ -93,7 +93,10 @@ class Ledger:
         self._default_budget = default_budget
         self._now = now
         self._commits: GroupCommit[_Entry, Refusal | None] = GroupCommit(database, tasks, self._write)
-        self._settling = Settling(self._commits.submit, AgentModels(backend, tasks), billing, tasks)
+        self._database = database
+        self._settling = Settling(
+            self._commits.submit, AgentModels(backend, tasks), billing, tasks, usual_prompt=self._usual_prompt
+        )
         self._orphans = Orphans(database, backend, instances)
         self._open: dict[str, str] = {}
         """The agents of turns that are under way."""
@@ -136,12 +139,13 @@ class Ledger:
         self._open[begun.id] = begun.agent_id
         return begun.id
 
-    async def close(self, turn_id: str, taken: Usage | None, outcome: Status) -> None:
+    async def close(self, turn_id: str, taken: Usage | None, outcome: Status, characters: int = 0) -> None:
         """Settle a turn; None where Letta keeps no count of it. Returns once that is written down, or will be."""
         agent_id = self._open.pop(turn_id, None)
         if agent_id is None:
             return
-        over = Over(turn_id, agent_id, taken, outcome, self._now())
+        is_cut = outcome == "interrupted" and (taken is not None or characters > 0)
+        over = Over(turn_id, agent_id, taken, outcome, self._now(), characters if is_cut else None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WRITTEN):
                 await asyncio.shield(self._settle_soon(over))
@@ -189,6 +193,10 @@ class Ledger:
         self._settling.forsaken.discard(orphan.id)
         self._orphaned.pop(orphan.id, None)
         return await self._settling.settle(Over(orphan.id, orphan.agent_id, taken, "interrupted", self._now()))
+
+    async def _usual_prompt(self, turn_id: str) -> int | None:
+        async with self._database.read() as connection:
+            return (await connection.execute(bookkeeping.USUAL_PROMPT, {"turn_id": turn_id})).scalar_one_or_none()
 
     def _settle_soon(self, over: Over) -> "asyncio.Task[bool]":
         return self._tasks.spawn(self._settling.settle(over), "settle in the ledger")

@@ -25,19 +25,30 @@ MOST_TOKENS: Final = 1_000_000_000
 MOST_COST: Final = 1_000_000_000_000
 """What a turn is believed to cost, in millionths of a US dollar: with it, sums stay below 2^63."""
 
+LETTERS: Final = 4
+"""Characters of a token, about."""
+LEAST_PROMPT: Final = 1_000
+"""Tokens that an agent's prompt has at least, about: Letta's own instructions and the memory."""
+
 Write: TypeAlias = Callable[[Settled], Awaitable[object]]
+UsualPrompt: TypeAlias = Callable[[str], Awaitable[int | None]]
+"""Returns the prompt tokens of the latest whole turn of a turn's owner; None for a turn that holds no budget."""
 
 _log: Final = structlog.get_logger("gateway.ledger")
 
 
 class Over(msgspec.Struct, frozen=True):
-    """A turn that is over; None taken is nothing that Letta would know of, ``ended_at`` is in UTC seconds."""
+    """A turn that is over; None taken is nothing that Letta would know of, ``ended_at`` is in UTC seconds.
+
+    ``characters`` is what came of an answer that was cut, None of any other.
+    """
 
     id: str
     agent_id: str
     taken: Usage | None
     status: Status
     ended_at: float
+    characters: int | None = None
 
 
 class Settling:
@@ -46,8 +57,11 @@ class Settling:
     ``forsaken`` has the ids of turns that are to be reconciled instead, with what Letta says of them.
     """
 
-    def __init__(self, write: Write, models: AgentModels, billing: Billing, tasks: TaskSet) -> None:
+    def __init__(
+        self, write: Write, models: AgentModels, billing: Billing, tasks: TaskSet, *, usual_prompt: UsualPrompt
+    ) -> None:
         self._write = write
+        self._usual_prompt = usual_prompt
         self._models = models
         self._billing = billing
         self._tasks = tasks
@@ -113,7 +127,7 @@ class Settling:
             return Settled(id=over.id, status=over.status, ended_at=over.ended_at)
         usage = _believed(over)
         model = await self._model(over)
-        cost = await self._billing.cost(model, usage)
+        cost = max(await self._billing.cost(model, usage), await self._likely_cost(over, model, usage))
         return Settled(
             id=over.id,
             status=over.status,
@@ -126,11 +140,26 @@ class Settling:
             ended_at=over.ended_at,
         )
 
+    async def _likely_cost(self, over: Over, model: str, usage: Usage) -> int:
+        """Return what a turn cost that was cut: Letta counts no step that was, and who has a budget might cut them all.
+
+        Only for money: the tokens in the ledger are those that Letta counts.
+        """
+        prompt = None if over.characters is None else await self._usual_prompt(over.id)
+        if prompt is None or over.characters is None:
+            return 0
+        likely = Usage(
+            max(usage.prompt_tokens, prompt or LEAST_PROMPT),
+            max(usage.completion_tokens, over.characters // LETTERS),
+            usage.cached_tokens,
+        )
+        return await self._billing.cost(model, likely)
+
     async def _model(self, over: Over) -> str:
         try:
             return await self._models.of(over.agent_id)
         except GatewayError:
-            if over.taken is not None and not self._is_ending:
+            if (over.taken is not None or over.characters is not None) and not self._is_ending:
                 raise
             return UNKNOWN  # there is nothing to price; or else what it took would be forgotten with this process
 

@@ -43,6 +43,7 @@ from gateway.translation.agent_events import Batch
 from gateway.translation.agent_turn import ClientTool, Instructed, Said, ToolResult
 from gateway.translation.answer_filters import AnswerFilter, answer_tool, filters_of
 from gateway.translation.ask import Ask, Named
+from gateway.translation.heard import length_of
 
 _log: Final = structlog.get_logger("gateway.chats")
 
@@ -113,6 +114,7 @@ class ChatTurn:
 
     def __init__(self, held: HeldTurn, plan: Plan, filters: Sequence[AnswerFilter]) -> None:
         self.id = held.id
+        self._held = held
         self._running = held.running
         self._plan = plan
         self._filters = filters
@@ -129,6 +131,8 @@ class ChatTurn:
 
     async def deliver(self, take: Take, ready: Ready) -> None:
         """Hand every batch to ``take``, as ``RunningTurn.deliver`` does, after the request's filters."""
+        if self._plan.request.payer.is_user:
+            take = self._counted(take)
         hear = self._plan.heard.receive if self._plan.listens else None
         filters = self._filters
         if not filters and hear is None:
@@ -148,6 +152,15 @@ class ChatTurn:
         except (SharedStateUnavailable, StorageUnavailable) as error:
             error.should_retry = False  # the message reached the agent
             raise
+
+    def _counted(self, take: Take) -> Take:
+        held = self._held
+
+        def counted(batch: Batch) -> bool:
+            held.characters += length_of(batch)
+            return take(batch)
+
+        return counted
 
 
 class Chats:

@@ -18,6 +18,8 @@ class Payer(msgspec.Struct, frozen=True):
     source: str
     key_id: str | None = None
     """The personal key that it came by."""
+    is_user: bool = False
+    """Whether that is one of the gateway's users, who may have a budget."""
 
 
 class Meter(Protocol):
@@ -30,8 +32,11 @@ class Meter(Protocol):
         """
         ...
 
-    async def close(self, turn_id: str, taken: Usage | None, outcome: TurnOutcome) -> None:
-        """Settle a turn; None where Letta keeps no count of it. Returns once that is written down, or will be."""
+    async def close(self, turn_id: str, taken: Usage | None, outcome: TurnOutcome, characters: int = 0) -> None:
+        """Settle a turn; None where Letta keeps no count of it. Returns once that is written down, or will be.
+
+        ``characters`` is how much of a user's answer came: what of it was cut, Letta does not count.
+        """
         ...
 
     def leave_open(self, turn_id: str) -> None:

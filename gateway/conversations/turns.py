@@ -133,6 +133,8 @@ class HeldTurn(msgspec.Struct):
     plan: TurnPlan
     lease: Lease
     outcome: TurnOutcome = "interrupted"
+    characters: int = 0
+    """How much came of the answer, where whoever hears it counts that."""
     is_metered: bool = False
     """Whether the ledger has been told what it took."""
 
@@ -355,7 +357,7 @@ class TurnRegistry:
             self._meter.leave_open(held.id)
             return
         held.is_metered = True
-        await self._meter.close(held.id, taken, held.outcome)
+        await self._meter.close(held.id, taken, held.outcome, held.characters)
 
     async def _see_ended(self, held: HeldTurn) -> None:
         try:

@@ -314,7 +314,7 @@ class Producer:
 def _asker(request: web.Request, asked: Asked) -> Asker:
     caller, ask, is_direct = request[keys.CALLER], asked.ask, asked.own_agent is not None
     return Asker(
-        payer=Payer(caller.owner, asked.source, caller.key_id),
+        payer=Payer(caller.owner, asked.source, caller.key_id, is_user=caller.user_id is not None),
         client=request.headers.get("User-Agent", "").partition("/")[0][:LONGEST_CLIENT],
         agent_id="",
         chat=None if is_direct else chat_of(request.headers, ask),

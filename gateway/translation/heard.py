@@ -4,8 +4,19 @@ import io
 
 import msgspec
 
-from gateway.translation.agent_events import Batch, Stop, StopReason, TextDelta, ToolCallDelta
+from gateway.translation.agent_events import Batch, ReasoningDelta, Stop, StopReason, TextDelta, ToolCallDelta
 from gateway.translation.agent_turn import AgentSaid, Call
+
+
+def length_of(batch: Batch) -> int:
+    """Return how many characters a model wrote for these events."""
+    length = 0
+    for event in batch:
+        if type(event) is TextDelta or type(event) is ReasoningDelta:
+            length += len(event.text)
+        elif type(event) is ToolCallDelta:
+            length += len(event.arguments)
+    return length
 
 
 class _Heard(msgspec.Struct):

@@ -167,6 +167,27 @@ async def test_new_users_turns_at_once_do_not_overdraw_their_budget(house: House
     assert [row["spent_micros"] for row in await house.rows(spending)] == [2 * COST]
 
 
+async def test_budget_is_not_kept_by_cutting_every_answer(house: House) -> None:
+    await house.user(budget=Budget(10_000, "month"))
+    await house.take()
+    cost, turn_id = 100 + 2 * 250, ""
+    for _ in range(-(-(10_000 - COST) // cost)):
+        turn_id = await house.open()
+        await house.ledger.close(turn_id, Usage(0, 0), "interrupted", 1_000)
+    with pytest.raises(BudgetExceeded):
+        await house.open()
+    cut = await house.turn(turn_id)
+    assert (cut["prompt_tokens"], cut["completion_tokens"], cut["cost_micros"]) == (0, 0, cost)
+
+
+async def test_cut_answer_of_who_has_no_budget_costs_what_letta_counts(house: House) -> None:
+    await house.user()
+    await house.take()
+    turn_id = await house.open()
+    await house.ledger.close(turn_id, Usage(0, 0), "interrupted", 1_000)
+    assert (await house.turn(turn_id))["cost_micros"] == 0
+
+
 async def test_refused_turn_leaves_nothing(alone: House) -> None:
     await alone.user(budget=Budget(0, "day"))
     with pytest.raises(BudgetExceeded) as refused:

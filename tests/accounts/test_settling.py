@@ -10,7 +10,7 @@ from gateway.accounts import settling as module
 from gateway.accounts.agent_models import UNKNOWN, AgentModels
 from gateway.accounts.billing.local import LocalBilling, Price
 from gateway.accounts.bookkeeping import Settled
-from gateway.accounts.settling import MOST_COST, MOST_TOKENS, Over, Settling
+from gateway.accounts.settling import LEAST_PROMPT, MOST_COST, MOST_TOKENS, Over, Settling
 from gateway.errors import StorageUnavailable, UpstreamUnavailable
 from gateway.letta.scripted import Hold
 from gateway.tasks import TaskSet
@@ -28,7 +28,11 @@ class Desk:
         self.tried = 0
         self.written: list[Settled] = []
         models = AgentModels(self.letta, self.tasks)
-        self.settling = Settling(self.write, models, LocalBilling(prices), self.tasks)
+        self.prompts: dict[str, int] = {}
+        self.settling = Settling(self.write, models, LocalBilling(prices), self.tasks, usual_prompt=self.usual_prompt)
+
+    async def usual_prompt(self, turn_id: str) -> int | None:
+        return self.prompts.get(turn_id)
 
     async def write(self, settled: Settled) -> None:
         self.tried += 1
@@ -253,3 +257,28 @@ async def test_oldest_of_what_waits(desk: Desk) -> None:
     desk.down = None
     await desk.until_written(2)
     assert desk.settling.oldest is None
+
+
+@pytest.mark.parametrize(
+    ("taken", "characters", "prompt", "cost"),
+    [
+        (Usage(0, 0), 4_000, 700, 700 + 2 * 1_000),
+        (Usage(0, 0), 4_000, 0, LEAST_PROMPT + 2 * 1_000),
+        (None, 4_000, 700, 700 + 2 * 1_000),
+        (Usage(900, 2_000), 4_000, 700, 900 + 2 * 2_000),
+        (Usage(900, 20), 4_000, 700, 900 + 2 * 1_000),
+        (Usage(900, 20), None, 700, 900 + 2 * 20),
+        (Usage(0, 0), 4_000, None, 0),
+    ],
+)
+async def test_cut_turn_of_who_has_a_budget_costs_what_it_likely_took(
+    desk: Desk, taken: Usage | None, characters: int | None, prompt: int | None, cost: int
+) -> None:
+    """The tokens are those that Letta counts, all the same."""
+    if prompt is not None:
+        desk.prompts["t-1"] = prompt
+    assert await desk.settling.settle(Over("t-1", "agent-1", taken, "interrupted", 5.0, characters))
+    (written,) = desk.written
+    assert written.cost_micros == cost
+    counted = taken or Usage(0, 0)
+    assert (written.prompt_tokens, written.completion_tokens) == (counted.prompt_tokens, counted.completion_tokens)

@@ -20,14 +20,15 @@ class RecordingMeter:
     """A ``Meter`` that remembers what it is told, and fails the test where a turn is settled twice.
 
     ``opened`` has every turn that was let through, by its name, ``settled`` those that were closed, ``left_open`` those
-    that were left for later. ``refusal``, when set, is raised by ``open``; ``opening`` and ``closing``, when set, are
-    waited for before ``open`` and ``close`` return.
+    that were left for later, ``characters`` how much came of each answer. ``refusal``, when set, is raised by ``open``;
+    ``opening`` and ``closing``, when set, are waited for before ``open`` and ``close`` return.
     """
 
     def __init__(self) -> None:
         self.opened: dict[str, tuple[Payer, AgentTurn]] = {}
         self.settled: dict[str, Settled] = {}
         self.left_open: list[str] = []
+        self.characters: dict[str, int] = {}
         self.refusal: GatewayError | None = None
         self.opening: asyncio.Event | None = None
         self.closing: asyncio.Event | None = None
@@ -44,9 +45,10 @@ class RecordingMeter:
         self.opened[turn_id] = (payer, turn)
         return turn_id
 
-    async def close(self, turn_id: str, taken: Usage | None, outcome: TurnOutcome) -> None:
+    async def close(self, turn_id: str, taken: Usage | None, outcome: TurnOutcome, characters: int = 0) -> None:
         """Remember it: what is told counts at once, whoever waits for the rest."""
         self._check(turn_id)
+        self.characters[turn_id] = characters
         self.settled[turn_id] = Settled(taken, outcome)
         if self.closing is not None:
             await self.closing.wait()

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.conversations.chats import ChatPolicy
+from gateway.conversations.chats import Asker, ChatPolicy
+from gateway.conversations.metering import Payer
 from gateway.conversations.turns import TurnPolicy
 from gateway.errors import (
     InvalidStructuredOutput,
@@ -18,7 +19,7 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.letta.backend import Capabilities
-from gateway.letta.scripted import Break, Hang, Hold, Script
+from gateway.letta.scripted import Break, Hang, Hold, Script, says
 from gateway.shared_state.places import Alone
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Database
@@ -43,7 +44,7 @@ from gateway.translation.agent_turn import (
     ToolResult,
     UserSaid,
 )
-from gateway.translation.ask import Named, OutputSchema
+from gateway.translation.ask import Ask, Named, OutputSchema
 from gateway.translation.tools import NO_PARAMETERS
 from tests.conversations.chatting import (
     TOOL,
@@ -935,3 +936,12 @@ async def test_agent_knows_what_the_client_shows_in_any_chat(gateway: Gateway) -
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+async def test_answers_of_users_are_counted_by_their_length(gateway: Gateway) -> None:
+    anna, program = Payer("anna", "chat_completions", is_user=True), Payer("local", "chat_completions")
+    for payer in (anna, program):
+        gateway.letta.play(says("Hello", " there"))
+        await gateway.talk(Asker(payer, "client", "agent-1"), Ask(model="friend", transcript=(user("Hi"),)))
+        await gateway.settled()
+    assert list(gateway.meter.characters.values()) == [11, 0]

@@ -1,16 +1,18 @@
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from gateway import keys
 from gateway.accounts.billing.protocol import Spent, SpentDay
 from gateway.accounts.profiles import Profile
 from gateway.errors import UpstreamUnavailable
-from gateway.letta.scripted import says
+from gateway.letta.scripted import Hang, Script, says
 from gateway.settings import Price
-from gateway.translation.agent_events import Usage
+from gateway.translation.agent_events import TextDelta, Usage
 from tests.server.people import API_KEY, Town, town
+from tests.server.wire import request, until
 
 TODAY = datetime.now(UTC).date()
 
@@ -51,6 +53,20 @@ async def test_usage_by_day_model_and_api(gateway: Town) -> None:
     }
     assert found["billed"] is None
     assert (datetime.fromisoformat(found["to"]) - datetime.fromisoformat(found["from"])).days == 29
+
+
+async def test_answers_that_are_left_are_paid_for(gateway: Town) -> None:
+    """Letta counts no step that was cut: what the user saw of it is an estimate of what it took."""
+    gateway.backend.play(Script(([TextDelta("word " * 400)], Hang()), counted=Usage(0, 0)))
+    message = {"message": "Tell me a story", "stream": True}
+    async with gateway.connect() as connection:
+        headers = {"Content-Type": "application/json", **gateway.ann.bearer}
+        await connection.send(request("POST", "/api/v1/chat/message", headers, msgspec.json.encode(message)))
+        await until(lambda: gateway.backend.turns[-1].heard == 1)
+    await until(lambda: gateway.app[keys.TURNS].held == 0)
+    totals = (await gateway.api("GET", "/user/usage", gateway.ann)).json()["totals"]
+    assert (totals["turns"], totals["completion_tokens"]) == (2, 50), "tokens are those that Letta counts"
+    assert totals["cost"] == f"{0.001320 + (1_000 + 10 * 500) / 1e6:.6f}"
 
 
 async def test_operator_sees_the_same_and_the_sums_of_all(gateway: Town) -> None:

@@ -13,7 +13,7 @@ from gateway.translation.agent_events import (
     Usage,
 )
 from gateway.translation.agent_turn import AgentSaid, Call
-from gateway.translation.heard import Heard
+from gateway.translation.heard import Heard, length_of
 from tests.translation.strategies import turns
 
 
@@ -22,6 +22,19 @@ def heard(*batches: Batch) -> Heard:
     for batch in batches:
         made.receive(batch)
     return made
+
+
+def test_length_is_what_a_model_wrote() -> None:
+    batch: Batch = [
+        TextDelta("four"),
+        ReasoningDelta("and six"),
+        ToolCallDelta("c-1", "look", "{}"),
+        ServerToolReturn("c-2", "look", succeeded=True),
+        Usage(5, 5),
+        Stop("end_turn"),
+    ]
+    assert length_of(batch) == 4 + 7 + 2
+    assert length_of([]) == 0
 
 
 def test_nothing_yet() -> None:
