@@ -66,9 +66,10 @@ class PersonalAgents:
     async def ensure(self, profile: Profile) -> Profile:
         """Return the profile with its agent, which is found or made where it has none.
 
-        Raises ``InvalidToken`` where the user is gone, and the errors of Letta, the biller and the database.
+        One that another biller paid for is given to this one, with what it remembers. Raises ``InvalidToken`` where the
+        user is gone, and the errors of Letta, the biller and the database.
         """
-        if profile.letta_agent_id is not None:
+        if self._is_complete(profile):
             return profile
         return await self._shared(self._making, profile.id, self._make)
 
@@ -109,12 +110,26 @@ class PersonalAgents:
 
     async def _make(self, user_id: str) -> Profile:
         profile = await self._profile(user_id)
-        if profile.letta_agent_id is not None:
+        if self._is_complete(profile):
             return profile
+        before = profile.letta_agent_id
+        if before is not None:
+            # It is found again by its tag, so that one who dies in between leaves none that somebody else pays for.
+            profile = await self._profiles.change(user_id, letta_agent_id=None) or profile
         profile = await self._billing.open_account(profile)
-        found = sorted(await self._backend.find_tagged(tag_of(user_id)), key=lambda agent: (agent.created, agent.id))
-        agent = found[0] if found else await self._backend.create_agent(self._spec(profile))
-        return await self._give(profile, agent)
+        found = await self._backend.find_tagged(tag_of(user_id))
+        if found:
+            agent = min(found, key=lambda agent: (agent.id != before, agent.created, agent.id))
+            await self._backend.set_provider(agent.id, self._spec(profile))
+        else:
+            agent = await self._backend.create_agent(self._spec(profile))
+        profile = await self._give(profile, agent)
+        if not self._billing.is_open(profile):
+            return await self._profiles.change(user_id, litellm_key=None) or profile
+        return profile
+
+    def _is_complete(self, profile: Profile) -> bool:
+        return profile.letta_agent_id is not None and self._billing.is_open(profile)
 
     async def _renew(self, user_id: str) -> Profile:
         if user_id in self._making:

@@ -99,9 +99,7 @@ class Stopping:
         agents = {row.id: row.letta_agent_id for row in rows if not row.is_blocked}
         for user_id in sorted(users - agents.keys()):
             await self._turns().stop(user_id)
-        former = {
-            turn.agent_id for turn in self._turns().open if agents.get(turn.owner, turn.agent_id) != turn.agent_id
-        }
+        former = {turn.agent_id for turn in self._turns().open if agents.get(turn.owner) not in (None, turn.agent_id)}
         if former:
             await self._turns().retire(former)
 

@@ -181,6 +181,9 @@ class AppServerBackend:
         """Make an agent; its blocks become the files of its memory."""
         return await self._agents.create(spec)
 
+    async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
+        """Do nothing: agents on this server have no providers of their own."""
+
     async def delete_agent(self, agent_id: str) -> None:
         """Delete an agent with its memory and conversations."""
         await self._agents.delete(agent_id)

@@ -207,6 +207,13 @@ class AgentBackend(Protocol):
         """
         ...
 
+    async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
+        """Have an agent that is there be answered for as this one would be: by its provider, or by the server's own.
+
+        One that is already is left as it is. Raises as ``create_agent`` does, and ``AgentGone``.
+        """
+        ...
+
     async def delete_agent(self, agent_id: str) -> None:
         """Delete an agent with its memory and conversations; one that is not there is no error.
 

@@ -157,6 +157,10 @@ class DetectedBackend:
         """Make an agent."""
         return await (await self._backend()).create_agent(spec)
 
+    async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
+        """Have an agent that is there be answered for as this one would be."""
+        await (await self._backend()).set_provider(agent_id, spec)
+
     async def delete_agent(self, agent_id: str) -> None:
         """Delete an agent."""
         await (await self._backend()).delete_agent(agent_id)

@@ -194,6 +194,10 @@ class RestBackend:
         """Make an agent of the present type, with no tools but those named."""
         return await self._agents.create(spec)
 
+    async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
+        """Have an agent that is there be answered for as this one would be."""
+        await self._agents.set_provider(agent_id, spec)
+
     async def delete_agent(self, agent_id: str) -> None:
         """Delete an agent with its memory and conversations."""
         await self._agents.delete(agent_id)

@@ -32,6 +32,8 @@ REMEMBERED: Final = 600.0
 """Seconds for which a provider's server is taken to have the models that it had."""
 MOST_ASKED: Final = 5
 """Providers at one address whose models are asked for, oldest first: nearly always the first one has them all."""
+BYOK: Final = "byok"
+"""What Letta calls providers that are not the server's own."""
 NO_KEY: Final = "deleted"
 """What is put in the place of a key: without any, Letta would use the server's own."""
 CONTEXT_WINDOW: Final = 32_000
@@ -45,6 +47,10 @@ _NO_MODEL: Final = (
 _NOT_ITS_PROVIDER: Final = (
     "The Letta server would have had somebody else's model provider answer for this agent, which is deleted again. Is "
     "the server newer than this gateway?"
+)
+_STILL_ANOTHER_PROVIDER: Final = (
+    "The Letta server has another model provider answer for this agent than it was told to. Is the server newer than "
+    "this gateway?"
 )
 
 
@@ -71,6 +77,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     """Who answers for an agent."""
 
     provider_name: str | None = None
+    provider_category: str | None = None
 
 
 class CreatedAgent(AgentRow, kw_only=True):
@@ -112,13 +119,7 @@ class LettaAgents:
 
     async def create(self, spec: AgentSpec) -> Agent:
         """Make an agent; raises ``UpstreamRejected`` without its model, ``UpstreamInvalid`` with another's provider."""
-        model: str | Omit = omit
-        config: LlmConfigParam | Omit = omit
-        if spec.provider is None:
-            model = spec.model or self._usual_model(await self._models(categories=["base"]))
-        else:
-            await self._provide(spec.provider)
-            config = self._config(spec.provider, spec.model, await self._models_of(spec.provider))
+        model, config = await self._answering(spec)
         tools = await self._tools(spec.tools)
         try:
             created = await self._ask(self._create(spec, model, config, tools), _decode_created)
@@ -128,6 +129,24 @@ class LettaAgents:
             await self.delete(created.id)
             raise UpstreamInvalid(_NOT_ITS_PROVIDER, should_retry=False)
         return msgspec.structs.replace(created.agent(), tags=spec.tags)
+
+    async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
+        """Have an agent be answered for by the spec's provider, or by the server's own; one that is stays so."""
+        now = (await self._ask(self._retrieve(agent_id), _decode_created)).llm_config
+        wanted = spec.provider.name if spec.provider is not None else None
+        if (now.provider_name if now.provider_category == BYOK else None) == wanted:
+            return
+        model, config = await self._answering(spec)
+        changed = await self._ask(self._update(agent_id, model, config), _decode_created)
+        if wanted is not None and changed.llm_config.provider_name != wanted:
+            raise UpstreamInvalid(_STILL_ANOTHER_PROVIDER, should_retry=False)
+
+    async def _answering(self, spec: AgentSpec) -> tuple[str | Omit, LlmConfigParam | Omit]:
+        """Return by what model, or by what of a provider, an agent is answered for."""
+        if spec.provider is None:
+            return spec.model or self._usual_model(await self._models(categories=["base"])), omit
+        await self._provide(spec.provider)
+        return omit, self._config(spec.provider, spec.model, await self._models_of(spec.provider))
 
     async def delete(self, agent_id: str) -> None:
         """Delete an agent that may be there."""
@@ -211,7 +230,7 @@ class LettaAgents:
             model_endpoint=provider.base_url,
             context_window=(known.max_context_window if known is not None else None) or CONTEXT_WINDOW,
             provider_name=provider.name,
-            provider_category="byok",
+            provider_category=BYOK,
             handle=f"{provider.name}/{name}",
         )
 
@@ -237,6 +256,12 @@ class LettaAgents:
             include_base_tools=False,
             include_base_tool_rules=False,
         )
+
+    async def _retrieve(self, agent_id: str) -> Raw:
+        return await self._control.agents.with_raw_response.retrieve(agent_id)
+
+    async def _update(self, agent_id: str, model: str | Omit, config: LlmConfigParam | Omit) -> Raw:
+        return await self._control.agents.with_raw_response.update(agent_id, model=model, llm_config=config)
 
     async def _delete(self, agent_id: str) -> Raw:
         return await self._control.agents.with_raw_response.delete(agent_id)

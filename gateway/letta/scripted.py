@@ -26,6 +26,7 @@ from gateway.letta.backend import (
     AgentSpec,
     Capabilities,
     MemoryBlock,
+    ModelProvider,
     Ready,
     SentTurn,
     Take,
@@ -226,8 +227,9 @@ class ScriptedBackend:
     ``pings`` and ``cleanings`` count; ``searches`` are the names that were asked for; ``closed`` tells whether it was.
     ``conversations`` are those that were made, by id, with their agents, ``deleted`` those that were deleted, and
     ``can_overlay`` what ``takes_overlays`` tells. ``specs`` are what agents were made of, ``memories`` what they have
-    in mind, both by their ids, ``gone`` the agents that were deleted, and ``gone_providers`` the providers, by name.
-    ``parked`` is how many turns wait for a client's tools, as far as anybody asks.
+    in mind, both by their ids, ``providers`` what those were given that were there before, ``gone`` the agents that
+    were deleted, and ``gone_providers`` the providers, by name. ``parked`` is how many turns wait for a client's tools,
+    as far as anybody asks.
     ``spendings`` are what turns took that nobody heard, by their marks, and ``reconciled`` those that were asked for.
     """
 
@@ -249,6 +251,7 @@ class ScriptedBackend:
         self.can_overlay = True
         self.specs: dict[str, AgentSpec] = {}
         self.memories: dict[str, dict[str, MemoryBlock]] = {}
+        self.providers: dict[str, ModelProvider | None] = {}
         self.gone: list[str] = []
         self.gone_providers: list[str] = []
         self.spendings: dict[str, Usage] = {}
@@ -312,6 +315,12 @@ class ScriptedBackend:
         self.memories[agent.id] = {block.label: block for block in spec.blocks}
         self.listed.append(agent)
         return agent
+
+    async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
+        """Note by what the agent is answered for."""
+        await self._answer()
+        self._see_there(agent_id)
+        self.providers[agent_id] = spec.provider
 
     async def delete_agent(self, agent_id: str) -> None:
         """Delete an agent, and note it."""

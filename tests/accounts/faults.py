@@ -69,6 +69,11 @@ class FaultyBackend(ScriptedBackend):
         await self.faults.after()
         return agent
 
+    async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
+        await self.faults.before("set provider")
+        self.providers[agent_id] = spec.provider
+        await self.faults.after()
+
     async def delete_agent(self, agent_id: str) -> None:
         await self.faults.before("delete")
         self.listed = [agent for agent in self.listed if agent.id != agent_id]
@@ -88,10 +93,16 @@ class FaultyBilling:
         self.accounts: set[str] = set()
         self.blocked: set[str] = set()
         self.budgets: dict[str, Budget | None] = {}
+        self.strangers: set[str] = set()
+        """Users of another biller's, until they have an account here."""
+
+    def is_open(self, profile: Profile) -> bool:
+        return profile.id not in self.strangers
 
     async def open_account(self, profile: Profile) -> Profile:
         await self.faults.before("open account")
         self.accounts.add(profile.id)
+        self.strangers.discard(profile.id)
         await self.faults.after()
         return profile
 

@@ -4,6 +4,7 @@ import pytest
 
 from gateway.accounts.agents import AgentConfig, PersonalAgents, blocks_of, name_of, tag_of
 from gateway.accounts.billing.local import LocalBilling
+from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.errors import InvalidToken, ProvidersUnsupported
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.stopping import NoTurns, Stopping
@@ -33,16 +34,21 @@ class World:
         self.database = database
         self.profiles = Profiles(database)
 
-    def agents(self) -> PersonalAgents:
+    def agents(self, billing: Billing | None = None) -> PersonalAgents:
         return PersonalAgents(
             backend=self.backend,
             profiles=self.profiles,
-            billing=self.billing,
+            billing=billing or self.billing,
             database=self.database,
             config=CONFIG,
             stopping=Stopping(self.database, NoTurns),
             tasks=TaskSet(),
         )
+
+    async def current(self) -> Profile:
+        profile = await self.profiles.find(USER)
+        assert profile is not None
+        return profile
 
     async def user(self, *, agent_id: str | None = None) -> Profile:
         profile = profile_of(agent_id=agent_id)
@@ -105,6 +111,50 @@ async def test_agent_that_a_crash_left_is_found_again(world: World) -> None:
     ]
     assert (await world.agents().ensure(profile)).letta_agent_id == "agent-a", "the oldest: it was spoken to"
     assert world.backend.made == []
+
+
+async def test_agent_of_another_biller_is_given_to_this_one(world: World) -> None:
+    """It keeps what it remembers, and is asked of its model by the user's own key from now on."""
+    world.billing.strangers.add(USER)
+    world.backend.listed = [
+        Agent("agent-former", "x", 1, (PERSONAL_TAG, tag_of(USER))),
+        Agent("agent-9", "x", 2, (PERSONAL_TAG, tag_of(USER))),
+    ]
+    profile, agents = await world.user(agent_id="agent-9"), world.agents()
+    profile = await agents.ensure(profile)
+    assert profile.letta_agent_id == await world.agent_id() == "agent-9"
+    assert (world.billing.accounts, world.backend.made) == ({USER}, [])
+    given = world.backend.providers["agent-9"]
+    assert given is not None
+    assert given.name == f"provider-{USER}"
+    taken = len(world.faults.taken)
+    await agents.ensure(profile)
+    assert len(world.faults.taken) == taken, "once"
+
+
+@pytest.mark.parametrize("fault", ["fails before", "fails after"])
+@pytest.mark.parametrize("step", range(3))
+async def test_change_of_biller_that_fails_is_taken_up_again(world: World, step: int, fault: Fault) -> None:
+    world.billing.strangers.add(USER)
+    world.backend.listed = [Agent("agent-9", "x", 2, (PERSONAL_TAG, tag_of(USER)))]
+    await world.user(agent_id="agent-9")
+    world.faults.at, world.faults.fault = step, fault
+    with pytest.raises(UpstreamUnavailable):
+        await world.agents().ensure(await world.current())
+    assert (await world.agents().ensure(await world.current())).letta_agent_id == "agent-9"
+    assert world.backend.providers.keys() == {"agent-9"}
+    assert (world.backend.made, world.billing.accounts) == ([], {USER})
+
+
+async def test_users_key_of_a_former_biller_is_forgotten(world: World) -> None:
+    await world.user(agent_id="agent-9")
+    await world.profiles.change(USER, litellm_key="encrypted")
+    world.backend.listed = [Agent("agent-9", "x", 2, (PERSONAL_TAG, tag_of(USER)))]
+    agents = world.agents(LocalBilling({}))
+    profile = await agents.ensure(await world.current())
+    assert (profile.letta_agent_id, profile.litellm_key) == ("agent-9", None)
+    assert world.backend.providers == {"agent-9": None}, "the server's own"
+    assert await agents.ensure(profile) is profile
 
 
 async def test_client_that_goes_away_leaves_the_work_to_go_on(world: World) -> None:

@@ -80,11 +80,13 @@ async def test_turns_that_another_gateway_wants_ended(house: House) -> None:
         await house.user(user)
         change = update(user_profiles).where(user_profiles.c.id == user)
         async with house.database.write() as connection:
-            await connection.execute(change.values(letta_agent_id=f"agent-{user}", is_blocked=user == "ben"))
+            agent_id = None if user == "dora" else f"agent-{user}"
+            await connection.execute(change.values(letta_agent_id=agent_id, is_blocked=user == "ben"))
     own = OwnTurns(
         turn_of("anna", "agent-anna"),
         turn_of("ben", "agent-ben"),
         turn_of("carl", "agent of before"),
+        turn_of("dora", "agent that is being found again"),
         turn_of("gone", "agent-gone"),
         turn_of("local"),
         turn_of("key_0123456789ab"),

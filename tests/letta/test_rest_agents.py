@@ -289,3 +289,42 @@ async def test_deleted_agent(server: RecordingServer, backend: RestBackend) -> N
     with pytest.raises(UpstreamUnavailable):
         await backend.delete_agent(AGENT)
     assert all(request.path.endswith(f"/agents/{AGENT}") for request in server.asked("delete agent"))
+
+
+# Agents that are there ------------------------------------------------------------------------------------------------
+
+SERVERS_OWN = {"provider_name": "openai", "provider_category": "base"}
+ANNS_OWN = {"provider_name": "ann", "provider_category": "byok"}
+
+
+async def test_agent_that_is_there_is_given_a_provider_of_its_own(
+    server: RecordingServer, backend: RestBackend
+) -> None:
+    server.on("agent", status(200, created(llm_config=SERVERS_OWN)), status(200, created(llm_config=ANNS_OWN)))
+    await backend.set_provider(AGENT, AgentSpec(name="Bo", model="gpt-4", provider=ANN))
+    asked, changed = server.asked("agent")
+    assert (asked.method, changed.method) == ("GET", "PATCH")
+    config = changed.json()["llm_config"]
+    assert changed.json().keys() == {"llm_config"}, "nothing else of it changes"
+    assert (config["provider_name"], config["provider_category"], config["handle"]) == ("ann", "byok", "ann/gpt-4")
+
+
+async def test_agent_whose_provider_letta_does_not_change(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("agent", status(200, created(llm_config=SERVERS_OWN)))
+    with pytest.raises(UpstreamInvalid, match="another model provider"):
+        await backend.set_provider(AGENT, AgentSpec(name="Bo", model="gpt-4", provider=ANN))
+
+
+async def test_agent_is_given_back_to_the_servers_own_provider(server: RecordingServer, backend: RestBackend) -> None:
+    server.on("agent", status(200, created(llm_config=ANNS_OWN)))
+    await backend.set_provider(AGENT, AgentSpec(name="Bo", model="openai/gpt"))
+    assert server.asked("agent")[1].json() == {"model": "openai/gpt"}
+
+
+@pytest.mark.parametrize(("config", "provider"), [(ANNS_OWN, ANN), (SERVERS_OWN, None)])
+async def test_agent_that_has_its_provider_stays_as_it_is(
+    server: RecordingServer, backend: RestBackend, config: dict[str, str], provider: ModelProvider | None
+) -> None:
+    server.on("agent", status(200, created(llm_config=config)))
+    await backend.set_provider(AGENT, AgentSpec(name="Bo", model="gpt-4", provider=provider))
+    assert [request.method for request in server.asked("agent")] == ["GET"]

@@ -83,3 +83,19 @@ async def test_provider_of_its_own_answers_for_each_agent(backend: RestBackend, 
         assert len(model.requests) == before
         for agent in made:
             await backend.delete_agent(agent.id)
+
+
+async def test_agent_that_is_there_goes_to_another_provider_and_back(
+    backend: RestBackend, model: RunningDemoModel
+) -> None:
+    with demo_model_in_thread() as anns:
+        user = f"test-{uuid.uuid4().hex[:8]}"
+        agent = await backend.create_agent(spec_of(user))
+        provider = ModelProvider(user, anns.base_url, f"key-of-{user}")
+        for spec, theirs in ((spec_of(user, model=MODEL, provider=provider), anns), (spec_of(user), model)):
+            await backend.set_provider(agent.id, spec)
+            asked = len(theirs.requests)
+            await say(backend, agent, "hello")
+            assert len(theirs.requests) == asked + 1
+        await backend.delete_agent(agent.id)
+        await backend.delete_provider(user)

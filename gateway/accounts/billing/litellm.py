@@ -85,6 +85,10 @@ class LitellmBilling:
 
     # Accounts --------------------------------------------------------------------------------------------------------
 
+    def is_open(self, profile: Profile) -> bool:
+        """Tell whether the user has a key."""
+        return profile.litellm_key is not None
+
     async def open_account(self, profile: Profile) -> Profile:
         """Make the user's account and key, and return the profile with the key; one that is there stays.
 

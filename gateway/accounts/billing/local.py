@@ -30,6 +30,10 @@ class LocalBilling:
     def __init__(self, prices: Mapping[str, Price]) -> None:
         self._prices = {model: _ExactPrice(price) for model, price in prices.items()}
 
+    def is_open(self, profile: Profile) -> bool:
+        """Tell whether the user has no key of a biller's, by which their agent may still ask its model."""
+        return profile.litellm_key is None
+
     async def open_account(self, profile: Profile) -> Profile:
         """Return the profile: there is nothing to be made."""
         return profile

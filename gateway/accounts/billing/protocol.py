@@ -30,6 +30,10 @@ class Spent(msgspec.Struct, frozen=True):
 class Billing(Protocol):
     """Whoever bills users. Every method raises only the tree of ``gateway/errors.py``."""
 
+    def is_open(self, profile: Profile) -> bool:
+        """Tell whether the user has what they need to be billed, and nothing of another biller's."""
+        ...
+
     async def open_account(self, profile: Profile) -> Profile:
         """Make what the user needs to be billed, and return the profile with it; a second time changes nothing."""
         ...
