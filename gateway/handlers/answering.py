@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol, TypeVar
 
@@ -95,7 +95,7 @@ class Fold(Protocol):
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A request, taken apart; ``source`` names its API in the ledger, ``arrived`` is by the monotonic clock.
 
-    ``own_agent`` is asked on its own thread, whatever the headers say; None: the agent that the ask's model names.
+    ``own_agent`` finds who is asked on their own thread, whatever the headers say; None: whom the ask's model names.
     ``shows_activity`` where what the agent's own tools do is shown, whatever the settings say.
     ``is_heard_out`` where the answer is to come to its end though its client went away.
     ``so_far`` tells others how far it has come, who ask for it by the keeper's name.
@@ -106,7 +106,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     identity: Identity | None
     arrived: float
     keeper: Keeper | None = None
-    own_agent: str | None = None
+    own_agent: Callable[[], Awaitable[str]] | None = None
     shows_activity: bool = False
     is_heard_out: bool = False
     so_far: Callable[[], bytes] | None = None
@@ -284,7 +284,8 @@ class Producer:
     async def _turn(self) -> AsyncIterator[ChatTurn]:
         """Open the turn with the agent that the request names."""
         app, ask, own = self._app, self._asked.ask, self._asked.own_agent
-        agent_id = own or (await agent_of(app, self._caller, ask.model)).id
+        agent_id = (await agent_of(app, self._caller, ask.model)).id if own is None else await own()
+        self._notes.model = self._notes.model or agent_id
         try:
             async with app[keys.CHATS].turn(msgspec.structs.replace(self._asker, agent_id=agent_id), ask) as turn:
                 yield turn

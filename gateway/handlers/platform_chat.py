@@ -55,17 +55,16 @@ async def send(request: web.Request) -> web.StreamResponse:
     body = await request[keys.BODY].read()
     message = await taken_apart(body, chat_message)
     user_id = _user_of(request)
-    agent_id = await request.app[keys.OWN_AGENTS].id_of(user_id)
     identity = await identity_of(request, body)
     exchange = new_exchange(user_id, identity.key if identity is not None and identity.is_explicit else None)
     kept = KeptChat(request.app[keys.HISTORY], request.app[keys.TASKS], exchange, message)
     asked = Asked(
         source="platform",
-        ask=message.ask(agent_id),
+        ask=message.ask(),
         identity=identity,
         arrived=arrived,
         keeper=kept,
-        own_agent=agent_id,
+        own_agent=lambda: request.app[keys.OWN_AGENTS].id_of(user_id),
         is_heard_out=request.app[keys.SETTINGS].on_disconnect == "finish",
     )
     return await answer(request, asked, kept.stream, kept.whole)

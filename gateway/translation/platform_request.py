@@ -28,9 +28,9 @@ class ChatMessage(msgspec.Struct, frozen=True):
         """Return the message as it is kept: its texts, and that there were images."""
         return "\n".join(part.text if isinstance(part, Text) else IMAGE for part in self.said.content)
 
-    def ask(self, agent_id: str) -> Ask:
-        """Return what is asked of the user's own agent."""
-        return Ask(model=agent_id, transcript=(self.said,), is_stream=self.is_stream)
+    def ask(self) -> Ask:
+        """Return what is asked of the user's own agent, which is not named."""
+        return Ask(model="", transcript=(self.said,), is_stream=self.is_stream)
 
 
 def chat_message(body: bytes) -> ChatMessage:

@@ -348,9 +348,21 @@ async def test_error_says_nothing_of_what_is_behind(gateway: Platform) -> None:
     gateway.backend.down = UpstreamUnavailable(should_retry=True)
     answer = await gateway.say(user=CARA)
     assert answer.status == 503
-    assert await gateway.messages(CARA) == []
     assert b"letta.invalid" not in answer.body
     assert CARA.encode() not in answer.body
+
+
+async def test_message_is_kept_where_the_agent_cannot_be_made_yet(gateway: Platform) -> None:
+    gateway.backend.down = UpstreamUnavailable(should_retry=True)
+    headers = {"Idempotency-Key": "order-1"}
+    answer = await gateway.say("Remember this", user=CARA, headers=headers, stream=False)
+    assert answer.status == 503
+    question, told = await gateway.messages(CARA)
+    assert (question.text, question.status, told.status) == ("Remember this", "failed", "failed")
+    gateway.backend.down = None
+    assert (await gateway.say("Remember this", user=CARA, headers=headers, stream=False)).status == 200
+    question, told = await gateway.messages(CARA)
+    assert (question.text, question.status, told.status) == ("Remember this", "complete", "complete")
 
 
 # Repeated ------------------------------------------------------------------------------------------------------------

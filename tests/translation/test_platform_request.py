@@ -28,7 +28,7 @@ def test_text() -> None:
 def test_streams_unless_told_otherwise(stream: bool | None, *, is_stream: bool) -> None:  # noqa: FBT001 - a parameter
     message = chat_message(body("Hi", stream=stream))
     assert message.is_stream is is_stream
-    assert message.ask("agent-1").is_stream is is_stream
+    assert message.ask().is_stream is is_stream
 
 
 def test_parts_are_said_and_kept_as_text() -> None:
@@ -42,9 +42,9 @@ def test_parts_are_said_and_kept_as_text() -> None:
 
 
 def test_ask_is_of_the_agent_and_of_nothing_else() -> None:
-    ask = chat_message(body("Hi", metadata={"chat_id": "other", "task": "title_generation"})).ask("agent-1")
+    ask = chat_message(body("Hi", metadata={"chat_id": "other", "task": "title_generation"})).ask()
     assert (ask.model, ask.transcript, ask.chat, ask.task, ask.tools) == (
-        "agent-1",
+        "",
         (UserSaid((Text("Hi"),)),),
         None,
         None,
