@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
-from gateway.conversations.outcomes import MAX_BODY, Outcome, Outcomes
+from gateway.conversations.outcomes import MAX_BODY, UNKNOWN, Outcome, Outcomes
 from gateway.errors import (
     ClientError,
     ConversationBusy,
@@ -47,8 +47,6 @@ LONGEST: Final = 3_600.0
 """Seconds for which the replicas know in which of them an answer is under way."""
 KEEP: Final = 86_400.0
 """Seconds for which an idempotency key stands."""
-UNKNOWN: Final = 0
-"""The status of a stored outcome whose turn was begun and is not known to have ended."""
 
 _log: Final = structlog.get_logger("gateway.attempts")
 
@@ -107,6 +105,8 @@ class Attempt:
         self._leaving: asyncio.TimerHandle | None = None
         self._is_given_up = False
         self.is_cancelled = False
+        self.is_forgotten = False
+        """Whether its owner wants nothing of it kept any more."""
 
     @property
     def begun(self) -> bool:
@@ -360,12 +360,22 @@ class Attempts:
             outcome = _outcome(attempt, error.status, error.body())
         else:
             outcome = _outcome(attempt, 200, b"".join(attempt.pieces) + attempt.ending)
-        if not attempt.is_kept or len(outcome.body) > MAX_BODY:
-            return  # too long to be told again: what stands is that its outcome is not known
+        if attempt.is_forgotten or not attempt.is_kept or len(outcome.body) > MAX_BODY:
+            return  # not to be told again: what stands is that its outcome is not known
         try:
             await self._outcomes.replace(outcome)
         except StorageUnavailable as failure:
             _log.warning("outcome not written down", code=failure.code)
+
+    async def forget_answers(self, owner: str) -> None:
+        """Tell an owner's answers nobody again, those under way included; that they were given stays known.
+
+        In other gateways they are remembered for another minute. Raises ``StorageUnavailable``.
+        """
+        for (of, _), (_, attempt) in self._known.items():
+            if of == owner:
+                attempt.is_forgotten = True
+        await self._outcomes.blank(owner)
 
     async def purge(self, now: float) -> None:
         """Forget the outcomes of keys that stand no more."""
@@ -401,7 +411,7 @@ def _place_of_name(owner: str, name: str) -> str:
 
 def _same(identity: Identity, attempt: Attempt) -> Attempt:
     _check(identity, attempt.identity.digest if attempt.identity is not None else b"")
-    if attempt.begun and not attempt.is_kept:
+    if attempt.is_forgotten or (attempt.begun and not attempt.is_kept):
         raise OutcomeUnknown
     attempt.repeated_by(identity)
     return attempt

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, delete, select
+from sqlalchemy import Row, delete, select, update
 
 from gateway.storage.engine import Database
 from gateway.storage.tables import outcomes
@@ -12,6 +12,8 @@ from gateway.storage.upsert import insert_into, upsert
 
 MAX_BODY: Final = 2_097_152
 """Bytes of an answer that is kept."""
+UNKNOWN: Final = 0
+"""The status of an outcome whose answer is not kept, or not known to have ended."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +77,14 @@ class Outcomes:
             return
         async with self._database.write() as connection:
             await connection.execute(delete(outcomes).where(outcomes.c.owner == owner, outcomes.c.key == key))
+
+    async def blank(self, owner: str) -> None:
+        """Keep no answer of an owner's any more, but that each was given; raises ``StorageUnavailable``."""
+        if not fits(owner):
+            return
+        statement = update(outcomes).where(outcomes.c.owner == owner).values(status=UNKNOWN, body=b"")
+        async with self._database.write() as connection:
+            await connection.execute(statement)
 
     async def purge(self, before: float) -> None:
         """Forget what ended before that time, in UTC seconds; raises ``StorageUnavailable``."""

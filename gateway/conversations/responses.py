@@ -61,6 +61,13 @@ class Responses:
         async with self._database.write() as connection:
             return (await connection.execute(delete(responses).where(_is(owner, response_id)))).rowcount == 1
 
+    async def delete_all(self, owner: str) -> None:
+        """Delete all responses of an owner; raises ``StorageUnavailable``."""
+        if not fits(owner):
+            return
+        async with self._database.write() as connection:
+            await connection.execute(delete(responses).where(responses.c.owner == owner))
+
     async def purge(self, before: float) -> None:
         """Delete what was created before that time, in UTC seconds; raises ``StorageUnavailable``."""
         async with self._database.write() as connection:

@@ -78,8 +78,15 @@ async def history(request: web.Request) -> web.Response:
 
 
 async def delete_history(request: web.Request) -> web.Response:
-    """Delete all of the user's messages here; what the agent remembers of them stays, until it is reset."""
-    await request.app[keys.HISTORY].delete(_user_of(request))
+    """Delete all that was said here, by whichever API; what the agent remembers of it stays, until it is reset.
+
+    That is messages, stored responses, and the answers that stand under an ``Idempotency-Key``: a request that is
+    repeated with it is not said again, and answered 409.
+    """
+    user_id = _user_of(request)
+    await request.app[keys.HISTORY].delete(user_id)
+    await request.app[keys.RESPONSES].delete_all(user_id)
+    await request.app[keys.ATTEMPTS].forget_answers(user_id)
     return web.Response(status=204)
 
 

@@ -698,6 +698,36 @@ async def test_deleted_history(gateway: Platform) -> None:
 
 
 @BOTH
+async def test_deleted_history_is_told_by_no_key(gateway: Platform, *, stream: bool) -> None:
+    headers = {"Idempotency-Key": "order-1"}
+    assert (await gateway.say("my secret is 42", headers=headers, stream=stream)).status == 200
+    stored = await gateway.ask("POST", "/v1/responses", {**JSON, **key(ANN)}, b'{"model":"own-a","input":"secret"}')
+    others = await gateway.ask("POST", "/v1/responses", {**JSON, **key(BEN)}, b'{"model":"own-b","input":"secret"}')
+    await gateway.ask("DELETE", HISTORY, token(ANN))
+    turns = len(gateway.backend.turns)
+    for _ in range(2):
+        answer = await gateway.say("my secret is 42", headers=headers, stream=stream)
+        assert (answer.status, answer.code) == (409, "outcome_unknown")
+        gateway.app[keys.ATTEMPTS]._known.clear()  # as a minute later, or after a restart
+    assert len(gateway.backend.turns) == turns, "the agent heard it once"
+    path = f"/v1/responses/{stored.json()['id']}"
+    assert (await gateway.ask("GET", path, key(ANN))).status == 404
+    assert (await gateway.ask("GET", f"/v1/responses/{others.json()['id']}", key(BEN))).status == 200
+
+
+async def test_answer_under_way_is_not_kept_by_its_key_when_the_history_is_deleted(gateway: Platform) -> None:
+    gate, headers = asyncio.Event(), {"Idempotency-Key": "order-1"}
+    gateway.backend.play(Script((HEL, Hold(gate), LO, END)))
+    async with gateway.connect() as connection:
+        await gateway.start(connection, stream=False, headers=headers)
+        await gateway.ask("DELETE", HISTORY, token(ANN))
+        gate.set()
+        assert (await connection.answer()).json()["message"]["text"] == "Hello"
+    gateway.app[keys.ATTEMPTS]._known.clear()
+    assert (await gateway.say("Hello?", headers=headers, stream=False)).code == "outcome_unknown"
+
+
+@BOTH
 async def test_history_that_is_deleted_during_an_answer(gateway: Platform, *, stream: bool) -> None:
     gate = asyncio.Event()
     gateway.backend.play(Script((HEL, Hold(gate), LO, END)))
