@@ -79,6 +79,11 @@ class ModelConfig(msgspec.Struct, frozen=True):
     provider_name: str | None = None
     provider_category: str | None = None
 
+    @property
+    def own_provider(self) -> str | None:
+        """Name the provider that is not the server's own."""
+        return self.provider_name if self.provider_category == BYOK else None
+
 
 class CreatedAgent(AgentRow, kw_only=True):
     """An agent that was made."""
@@ -132,13 +137,12 @@ class LettaAgents:
 
     async def set_provider(self, agent_id: str, spec: AgentSpec) -> None:
         """Have an agent be answered for by the spec's provider, or by the server's own; one that is stays so."""
-        now = (await self._ask(self._retrieve(agent_id), _decode_created)).llm_config
         wanted = spec.provider.name if spec.provider is not None else None
-        if (now.provider_name if now.provider_category == BYOK else None) == wanted:
+        if (await self._ask(self._retrieve(agent_id), _decode_created)).llm_config.own_provider == wanted:
             return
         model, config = await self._answering(spec)
         changed = await self._ask(self._update(agent_id, model, config), _decode_created)
-        if wanted is not None and changed.llm_config.provider_name != wanted:
+        if changed.llm_config.own_provider != wanted:
             raise UpstreamInvalid(_STILL_ANOTHER_PROVIDER, should_retry=False)
 
     async def _answering(self, spec: AgentSpec) -> tuple[str | Omit, LlmConfigParam | Omit]:

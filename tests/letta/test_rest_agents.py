@@ -309,14 +309,17 @@ async def test_agent_that_is_there_is_given_a_provider_of_its_own(
     assert (config["provider_name"], config["provider_category"], config["handle"]) == ("ann", "byok", "ann/gpt-4")
 
 
-async def test_agent_whose_provider_letta_does_not_change(server: RecordingServer, backend: RestBackend) -> None:
-    server.on("agent", status(200, created(llm_config=SERVERS_OWN)))
+@pytest.mark.parametrize(("config", "provider"), [(SERVERS_OWN, ANN), (ANNS_OWN, None)])
+async def test_agent_whose_provider_letta_does_not_change(
+    server: RecordingServer, backend: RestBackend, config: dict[str, str], provider: ModelProvider | None
+) -> None:
+    server.on("agent", status(200, created(llm_config=config)))
     with pytest.raises(UpstreamInvalid, match="another model provider"):
-        await backend.set_provider(AGENT, AgentSpec(name="Bo", model="gpt-4", provider=ANN))
+        await backend.set_provider(AGENT, AgentSpec(name="Bo", model="gpt-4", provider=provider))
 
 
 async def test_agent_is_given_back_to_the_servers_own_provider(server: RecordingServer, backend: RestBackend) -> None:
-    server.on("agent", status(200, created(llm_config=ANNS_OWN)))
+    server.on("agent", status(200, created(llm_config=ANNS_OWN)), status(200, created(llm_config=SERVERS_OWN)))
     await backend.set_provider(AGENT, AgentSpec(name="Bo", model="openai/gpt"))
     assert server.asked("agent")[1].json() == {"model": "openai/gpt"}
 

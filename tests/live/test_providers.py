@@ -11,7 +11,7 @@ from gateway.letta.rest import RestBackend
 from gateway.tasks import TaskSet
 from tests.live.dying_turn import backend_of
 from tests.live.model_thread import demo_model_in_thread
-from tests.live.test_personal_agents import SETTLED, say, spec_of
+from tests.live.test_personal_agents import SETTLED, say, seen, spec_of
 from tests.live.v1_server import V1Server, running_v1
 
 pytestmark = pytest.mark.services
@@ -85,17 +85,16 @@ async def test_provider_of_its_own_answers_for_each_agent(backend: RestBackend, 
             await backend.delete_agent(agent.id)
 
 
-async def test_agent_that_is_there_goes_to_another_provider_and_back(
-    backend: RestBackend, model: RunningDemoModel
-) -> None:
+async def test_agent_that_is_there_goes_to_a_provider_of_its_own(backend: RestBackend, model: RunningDemoModel) -> None:
     with demo_model_in_thread() as anns:
         user = f"test-{uuid.uuid4().hex[:8]}"
-        agent = await backend.create_agent(spec_of(user))
-        provider = ModelProvider(user, anns.base_url, f"key-of-{user}")
-        for spec, theirs in ((spec_of(user, model=MODEL, provider=provider), anns), (spec_of(user), model)):
-            await backend.set_provider(agent.id, spec)
-            asked = len(theirs.requests)
-            await say(backend, agent, "hello")
-            assert len(theirs.requests) == asked + 1
+        agent = await backend.create_agent(spec_of(user, model=f"openai-proxy/{MODEL}"))
+        await say(backend, agent, "I am called Ann")
+        provider, before = ModelProvider(user, anns.base_url, f"key-of-{user}"), len(model.requests)
+        for _ in range(2):
+            await backend.set_provider(agent.id, spec_of(user, model=MODEL, provider=provider))
+        await say(backend, agent, "hello")
+        assert (len(anns.requests), len(model.requests)) == (1, before)
+        assert "I am called Ann" in seen(anns), "it remembers what was said before"
         await backend.delete_agent(agent.id)
         await backend.delete_provider(user)
