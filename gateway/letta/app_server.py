@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from gateway.errors import (
+    AgentGone,
     BackendError,
     UpstreamAuthFailed,
     UpstreamInvalid,
@@ -185,7 +186,9 @@ class AppServerBackend:
         """Do nothing: agents on this server have no providers of their own."""
 
     async def delete_agent(self, agent_id: str) -> None:
-        """Delete an agent with its memory and conversations."""
+        """Delete an agent; no command deletes the files of its memory, so they are emptied."""
+        with contextlib.suppress(AgentGone):
+            await self._memory.blank(agent_id)
         await self._agents.delete(agent_id)
 
     async def delete_provider(self, name: str) -> None:

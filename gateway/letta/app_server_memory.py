@@ -8,6 +8,7 @@ a turn begins meanwhile; but a change of the agent's own system prompt has the s
 prompt in its next turn, so the white space at that prompt's end is changed with the memory (letta 0.34.12).
 """
 
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +40,7 @@ class AppServerMemory:
 
     async def blocks(self, agent_id: str) -> tuple[MemoryBlock, ...]:
         """Return an agent's memory, in the order of labels; raises ``AgentGone``."""
-        found = [(_label(entry.relative_path), entry) for entry in await self._files(agent_id)]
+        found = [(_label(entry.relative_path), entry) for entry in await self._files(agent_id, _is_block)]
         return tuple(
             MemoryBlock(label, entry.content.rstrip("\n"), entry.description)
             for label, entry in sorted(found, key=lambda pair: pair[0])
@@ -47,7 +48,8 @@ class AppServerMemory:
 
     async def write(self, agent_id: str, label: str, value: str) -> MemoryBlock:
         """Replace what a file says, below its front matter; raises ``AgentGone`` and ``MemoryNotFound``."""
-        entry = next((entry for entry in await self._files(agent_id) if _label(entry.relative_path) == label), None)
+        blocks = await self._files(agent_id, _is_block)
+        entry = next((entry for entry in blocks if _label(entry.relative_path) == label), None)
         if entry is None:
             raise MemoryNotFound
         content = _front_matter(await self._read(agent_id, entry.relative_path), entry) + value
@@ -64,8 +66,20 @@ class AppServerMemory:
         await self._compile_prompts(agent_id)
         return MemoryBlock(label, value, entry.description)
 
-    async def _files(self, agent_id: str) -> list[wire.MemoryFile]:
-        """Return the files that stand in an agent's prompt."""
+    async def blank(self, agent_id: str) -> None:
+        """Empty the files of a memory; raises ``AgentGone``. What they said before stays in their git history."""
+        for entry in await self._files(agent_id, lambda path: path.endswith(ENDING)):
+            try:
+                content = _front_matter(await self._read(agent_id, entry.relative_path), entry)
+            except MemoryNotFound:
+                continue
+            command = wire.WriteMemoryFile(
+                request_id=new_request_id(), agent_id=agent_id, path=entry.relative_path, content=content
+            )
+            await self._backend.reply(await self._backend.control_socket(), command)
+
+    async def _files(self, agent_id: str, concerned: Callable[[str], bool]) -> list[wire.MemoryFile]:
+        """Return the files whose paths are asked for."""
         await self._backend.row(agent_id)
         socket = await self._backend.control_socket()
         files: list[wire.MemoryFile] = []
@@ -73,7 +87,7 @@ class AppServerMemory:
         async with aclosing(socket.ask_pages(command, LIST_TIMEOUT)) as pages:
             async for data in pages:
                 page = _decoded(data)
-                files.extend(entry for entry in page.entries if _is_block(entry.relative_path))
+                files.extend(entry for entry in page.entries if concerned(entry.relative_path))
                 if page.done:
                     break
         return files

@@ -217,8 +217,8 @@ class AgentBackend(Protocol):
     async def delete_agent(self, agent_id: str) -> None:
         """Delete an agent with its memory and conversations; one that is not there is no error.
 
-        An App Server keeps the files of the memory, and a transcript, on its disk (letta 0.34.12): no command deletes
-        them.
+        An App Server keeps on its disk (letta 0.34.12) the files of the memory, which are emptied, with their git
+        history, a transcript and the conversations: no command deletes them.
         """
         ...
 

@@ -150,3 +150,11 @@ async def test_server_that_fails_to_compile_is_not_passed_over(
     server.on("agent_update", replies(success=False, error="EACCES /home/letta"))
     with pytest.raises(UpstreamInvalid):
         await backend.write_memory(AGENT, "human", "Cleo.")
+
+
+async def test_memory_of_an_agent_that_is_deleted_is_emptied(server: FakeAppServer, backend: AppServerBackend) -> None:
+    await backend.delete_agent(AGENT)
+    said = "".join(server.memory[AGENT].values())
+    assert not any(word in said for word in ("Ann.", "Bo.", "nothing before", "older\n", "\nx"))
+    assert server.memory[AGENT]["human.md"].startswith("---\n"), "without it the server commits no change"
+    await backend.delete_agent("agent-local-gone")

@@ -173,6 +173,11 @@ class AppServer:
                         steps[stored_line.timestamp] = stored_line.message.usage
         return sum(step.input + step.cache_read for step in steps.values()), sum(step.output for step in steps.values())
 
+    def memory_files(self, agent_id: str) -> list[str]:
+        """Return what the files of an agent's memory say on the disk, whether it is there or not."""
+        (folder,) = (self._home / ".letta").glob(f"**/memfs/{agent_id}/memory")
+        return [path.read_text() for path in folder.rglob("*.md")]
+
     def ask(self, command: str, **fields: object) -> dict[str, Any]:
         """Send one command on a socket of its own and give the reply; from any thread, whatever runs in it."""
         with ThreadPoolExecutor(1) as thread:

@@ -13,6 +13,7 @@ from gateway.letta.demo_model import RunningDemoModel
 from gateway.tasks import TaskSet
 from gateway.translation.agent_turn import AgentTurn, Text, UserSaid
 from tests.letta.batches import heard
+from tests.live.app_server import AppServer
 from tests.live.dying_turn import backend_of
 from tests.live.letta_server import LettaServer
 
@@ -153,6 +154,21 @@ async def test_deleted_agent_is_gone_and_may_be_deleted_again(backend: AgentBack
         await backend.details(made.id)
     with pytest.raises(AgentGone):
         await backend.memory(made.id)
+
+
+async def test_memory_of_a_deleted_agent_is_empty_on_the_app_servers_disk(
+    app_server: AppServer, tasks: TaskSet
+) -> None:
+    await asyncio.to_thread(app_server.start)
+    backend = backend_of("app_server", app_server.base_url, tasks)
+    made = await backend.create_agent(spec_of(str(uuid.uuid4())))
+    await say(backend, made, "hello")
+    await backend.write_memory(made.id, "human", "Ann, whose secret is 42.")
+    assert any("secret is 42" in text for text in app_server.memory_files(made.id))
+    await backend.delete_agent(made.id)
+    assert not any("42" in text or PERSONA.value in text for text in app_server.memory_files(made.id))
+    await tasks.close(SETTLED)
+    await backend.close()
 
 
 async def test_model_that_the_server_does_not_offer(backend: AgentBackend) -> None:
