@@ -2,7 +2,7 @@
 
 What is begun is written down, so that a sweep goes on where a step failed or the process died; each step may be taken
 twice, and one that fails holds up no other. What a request that was under way still writes goes by a second pass soon
-after. The note stays for a day: an access token that still holds elsewhere makes no new account meanwhile.
+after. The note stays for eight days: an access token that still holds elsewhere makes no new account meanwhile.
 """
 
 import time
@@ -40,8 +40,8 @@ from gateway.storage.tables import (
 from gateway.storage.text import fits
 from gateway.storage.upsert import insert_into
 
-KEEP: Final = 86_400.0
-"""Seconds for which it is remembered that a user was deleted: longer than an access token holds."""
+KEEP: Final = 691_200.0
+"""Seconds for which it is remembered that a user was deleted: a day more than any access token of Supabase holds."""
 PATIENCE: Final = 60.0
 """Seconds after which a sweep takes over what was begun."""
 FURTHER_PASSES: Final = 2
@@ -106,7 +106,7 @@ class Deletion:
             self._further_passes[user_id] = FURTHER_PASSES
 
     async def is_deleted(self, user_id: str) -> bool:
-        """Tell whether a user is being deleted, or was within the last day; raises ``StorageUnavailable``."""
+        """Tell whether a user is being deleted, or was lately; raises ``StorageUnavailable``."""
         if not fits(user_id):
             return False
         statement = select(deletions.c.user_id).where(deletions.c.user_id == user_id)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Column, func, insert, select, update
 
 from gateway.accounts.agents import AgentConfig, PersonalAgents
-from gateway.accounts.deletion import BELONGINGS, CREDENTIALS, KEEP, PATIENCE, Deletion
+from gateway.accounts.deletion import BELONGINGS, CREDENTIALS, FURTHER_PASSES, KEEP, PATIENCE, Deletion
 from gateway.accounts.errors import DeletionUnfinished
 from gateway.accounts.profiles import Profiles
 from gateway.accounts.registration import Registration
@@ -226,7 +226,7 @@ async def test_sweep_that_fails_goes_on_with_the_next_user(world: World) -> None
     assert await world.rows_of(world.bob) == {"deletions": 1}
 
 
-async def test_note_stays_for_a_day_and_takes_along_what_came_late(world: World) -> None:
+async def test_note_stays_for_eight_days_and_takes_along_what_came_late(world: World) -> None:
     deletion = world.deletion()
     await deletion.delete(world.ann)
     assert await deletion.is_deleted(world.ann)
@@ -238,6 +238,17 @@ async def test_note_stays_for_a_day_and_takes_along_what_came_late(world: World)
     await deletion.sweep(world.clock)
     assert await world.rows_of(world.ann) == {}
     assert not await deletion.is_deleted(world.ann)
+
+
+async def test_what_came_late_goes_with_the_next_sweeps(world: World) -> None:
+    deletion = world.deletion()
+    await deletion.delete(world.ann)
+    for _ in range(FURTHER_PASSES):
+        await world.give_rows(world.ann)  # a request that was under way
+        await deletion.sweep(world.clock)
+        assert await world.rows_of(world.ann) == {"deletions": 1}
+    await deletion.sweep(world.clock)
+    assert "user_profiles" in await world.rows_of(world.bob)
 
 
 async def test_somebody_who_never_was(world: World) -> None:

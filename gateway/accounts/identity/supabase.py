@@ -19,7 +19,7 @@ from gateway.accounts.identity.supabase_failures import Asked, code_of, refusal
 from gateway.accounts.identity.supabase_tokens import KeySet, SupabaseTokens, TokenConfig
 from gateway.accounts.profiles import canonical
 from gateway.accounts.remote import RemoteConfig, RemoteService, Reply
-from gateway.errors import BackendError, UpstreamAuthFailed
+from gateway.errors import BackendError
 
 API_VERSION: Final = "2024-01-01"
 LONGEST_TOKEN: Final = 604_800.0
@@ -172,14 +172,11 @@ class SupabaseIdentity:
         return tokens
 
     async def delete(self, user_id: str) -> None:
-        """Delete the user; raises ``UpstreamAuthFailed`` where the gateway has no service key."""
-        if not self._config.service_key:
-            raise UpstreamAuthFailed(
-                "The gateway may not delete users of Supabase Auth. The operator should set SUPABASE_SERVICE_KEY.",
-                code="identity_auth_failed",
-                should_retry=False,
-            )
-        await self._administrate("DELETE", _user_path(user_id), None)
+        """Delete the user; without a service key their account stays at Supabase Auth."""
+        if self._config.service_key:
+            await self._administrate("DELETE", _user_path(user_id), None)
+        else:
+            _log.warning("user not deleted at Supabase Auth: SUPABASE_SERVICE_KEY is not set", user=user_id)
 
     async def set_blocked(self, user_id: str, *, is_blocked: bool) -> None:
         """Refuse the user sessions, or allow them again; without a service key, the gateway alone refuses its own."""
