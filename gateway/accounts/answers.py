@@ -29,7 +29,7 @@ class UserAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A user, as they see themselves; ``agent`` is None until it is made, ``metadata`` is their own JSON object."""
 
     id: str
-    email: str
+    email: str | None
     name: str
     metadata: msgspec.Raw
     agent: NamedAgent | None
@@ -56,7 +56,7 @@ def user_answer(profile: Profile, agent_name: str | None) -> UserAnswer:
     """Return a user as they see themselves; ``agent_name`` is what their agent is called, as far as it is known."""
     return UserAnswer(
         id=profile.id,
-        email=profile.email,
+        email=profile.email or None,
         name=profile.name,
         metadata=msgspec.Raw(profile.metadata),
         agent=None if profile.letta_agent_id is None else NamedAgent(profile.letta_agent_id, agent_name),
@@ -119,7 +119,7 @@ class AdminUser(msgspec.Struct, frozen=True, kw_only=True):
     """A user, as the operator sees them; ``budget`` is None where the default one holds."""
 
     id: str
-    email: str
+    email: str | None
     name: str
     metadata: msgspec.Raw
     agent: UserAgent | None
@@ -141,7 +141,7 @@ def admin_user(profile: Profile) -> AdminUser:
     budget = profile.budget
     return AdminUser(
         id=profile.id,
-        email=profile.email,
+        email=profile.email or None,
         name=profile.name,
         metadata=msgspec.Raw(profile.metadata),
         agent=None if profile.letta_agent_id is None else UserAgent(profile.letta_agent_id),

@@ -36,6 +36,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     user_id: str
     is_blocked: bool
+    email: str
 
 
 class Verifier(Protocol):
@@ -83,9 +84,9 @@ class UserCredentials:
         """
         verified = await self._identity.verify(token)
         standing = await self._standing(verified.user_id)
-        if standing is None:
+        if standing is None or _tells_more(verified, standing):
             profile = await self._complete(verified)
-            standing = Standing(profile.id, profile.is_blocked)
+            standing = Standing(profile.id, profile.is_blocked, profile.email)
         _admit(standing)
         return Caller(verified.user_id, verified.user_id, session_id=verified.session_id)
 
@@ -115,9 +116,14 @@ class UserCredentials:
         profile = await self._profiles.find(user_id)
         if profile is None:
             return None
-        standing = Standing(profile.id, profile.is_blocked)
+        standing = Standing(profile.id, profile.is_blocked, profile.email)
         self._standings.put(user_id, standing, ticket)
         return standing
+
+
+def _tells_more(verified: Verified, standing: Standing) -> bool:
+    """Tell whether a token names an e-mail that is not the user's as far as is known here."""
+    return verified.email is not None and verified.email.strip().casefold() != standing.email
 
 
 def _admit(standing: Standing) -> None:

@@ -24,6 +24,7 @@ from gateway.errors import GatewayError
 from gateway.storage.engine import Connection, Database
 from gateway.storage.tables import (
     deletions,
+    ended_sessions,
     messages,
     outcomes,
     passwords,
@@ -60,6 +61,7 @@ BELONGINGS: Final[tuple[Column[Any], ...]] = (
     waiting_calls.c.owner,
     outcomes.c.owner,
     responses.c.owner,
+    ended_sessions.c.user_id,
 )
 """What is a user's, besides the profile."""
 

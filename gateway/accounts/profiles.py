@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import ColumnElement, Row, Select, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, func, or_, select, tuple_, update
 
 from gateway.errors import InvalidRequest
 from gateway.storage.engine import Connection, Database
@@ -31,8 +31,8 @@ class Budget(msgspec.Struct, frozen=True):
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """A user.
 
-    ``metadata`` is a JSON object of at most ``MAX_METADATA`` bytes, ``litellm_key`` is encrypted, times are UTC
-    seconds.
+    ``email`` is empty where an identity service does not tell it. ``metadata`` is a JSON object of at most
+    ``MAX_METADATA`` bytes, ``litellm_key`` is encrypted, times are UTC seconds.
     """
 
     id: str
@@ -87,7 +87,34 @@ class Profiles:
 
     async def find_by_email(self, email: str) -> Profile | None:
         """Return the user of an e-mail; raises ``StorageUnavailable``."""
-        return await self._one(select(user_profiles).where(user_profiles.c.email == email)) if fits(email) else None
+        return await self._one(select(user_profiles).where(has_email(email))) if fits(email) else None
+
+    async def take_email(self, user_id: str, email: str) -> Profile | None:
+        """Give a user an e-mail that is theirs, whoever had it before, and return them; None where there is none.
+
+        Only for who an identity service says that has it now. Raises ``ValueError`` for what cannot be stored, and
+        ``StorageUnavailable``.
+        """
+        check_fit(user_id, email)
+        async with self._database.write() as connection:
+            await release_email(connection, user_id, email)
+            statement = update(user_profiles).where(user_profiles.c.id == user_id)
+            row = (
+                await connection.execute(
+                    statement.values(email=email, updated_at=self._now()).returning(*user_profiles.columns)
+                )
+            ).one_or_none()
+        return None if row is None else _profile(row)
+
+    async def add_with_email(self, profile: Profile) -> bool:
+        """Store a new user with their e-mail, whoever had it before; False where the id is there already.
+
+        Raises as ``take_email`` does.
+        """
+        _check(profile)
+        async with self._database.write() as connection:
+            await release_email(connection, profile.id, profile.email)
+            return await insert_profile(connection, profile)
 
     async def change(
         self,
@@ -158,6 +185,17 @@ class Profiles:
         async with self._database.read() as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else _profile(row)
+
+
+def has_email(email: str) -> ColumnElement[bool]:
+    """Return what is true of the user of an e-mail; said so that the index is used, which has no empty ones."""
+    return and_(user_profiles.c.email == email, user_profiles.c.email != "")
+
+
+async def release_email(connection: Connection, user_id: str, email: str) -> None:
+    """Have nobody else the e-mail any more, within a transaction."""
+    is_anothers = and_(has_email(email), user_profiles.c.id != user_id)
+    await connection.execute(update(user_profiles).where(is_anothers).values(email=""))
 
 
 async def insert_profile(connection: Connection, profile: Profile) -> bool:

@@ -13,7 +13,7 @@ import structlog
 
 from gateway.accounts.agents import PersonalAgents
 from gateway.accounts.deletion import Deletion
-from gateway.accounts.errors import AccountExists, InvalidToken, RegistrationClosed
+from gateway.accounts.errors import InvalidToken, RegistrationClosed
 from gateway.accounts.identity.protocol import IdentityProvider, NewUser, Tokens, Verified
 from gateway.accounts.profiles import Profile, Profiles, canonical
 from gateway.errors import GatewayError, InvalidRequest, StorageUnavailable
@@ -86,24 +86,24 @@ class Registration:
     async def complete(self, verified: Verified) -> Profile:
         """Return the profile of a token's user, made where the token is the first that is seen of them.
 
+        An e-mail that a token tells later than the profile was changed is the user's new one.
+
         Raises ``InvalidToken`` where the user was deleted, or is nobody the gateway can keep.
         """
-        profile = await self._profiles.find(verified.user_id)
-        if profile is not None:
-            return profile
-        if verified.email is None:
-            raise InvalidToken
-        return await self._profile(verified.user_id, verified.email, "")
+        return await self._profile(verified.user_id, verified.email or "", "", verified.issued_at)
 
     async def delete(self, user_id: str) -> None:
         """Delete a user and all that is theirs; raises as ``Deletion.delete`` does."""
         await self._deletion.delete(user_id)
 
-    async def _profile(self, user_id: str, email: str, name: str) -> Profile:
-        """Return the user's profile, made where there is none."""
+    async def _profile(self, user_id: str, email: str, name: str, told_at: float | None = None) -> Profile:
+        """Return the user's profile, made where there is none, with the e-mail that is theirs since ``told_at``."""
+        wanted = _known_email(email)
         known = await self._profiles.find(user_id)
         if known is None:
-            return await self._new_profile(user_id, email, name)
+            return await self._new_profile(user_id, wanted, name)
+        if wanted and wanted != known.email and (told_at is None or told_at > known.updated_at):
+            known = await self._profiles.take_email(user_id, wanted) or known
         if name and not known.name:
             return await self._profiles.change(user_id, name=name) or known
         return known
@@ -112,12 +112,12 @@ class Registration:
         if await self._deletion.is_deleted(user_id):
             raise InvalidToken
         now = self._now()
-        profile = Profile(id=user_id, email=canonical(email), name=name, created_at=now, updated_at=now)
-        if await self._profiles.add(profile):
+        profile = Profile(id=user_id, email=email, name=name, created_at=now, updated_at=now)
+        if await self._profiles.add_with_email(profile):
             return profile
         known = await self._profiles.find(user_id)  # the same user, at the same time
         if known is None:
-            raise AccountExists  # another one has the address
+            raise InvalidToken  # and deleted since
         return known
 
     async def _with_agent(self, profile: Profile) -> Profile:
@@ -130,6 +130,14 @@ class Registration:
             reason = error.code if isinstance(error, GatewayError) else "timeout"
             _log.warning("agent not made yet", user=profile.id, code=reason)
             return profile
+
+
+def _known_email(told: str) -> str:
+    """Return an e-mail as it is kept; empty where an identity service tells none, or something else."""
+    try:
+        return canonical(told) if told else ""
+    except InvalidRequest:
+        return ""
 
 
 def checked_name(name: str | None) -> str:

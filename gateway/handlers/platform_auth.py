@@ -1,5 +1,6 @@
 """``/api/v1/auth``: users register, log in and out; ``/.well-known/jwks.json``: how others check their tokens."""
 
+import time
 from typing import Final
 
 import msgspec
@@ -81,7 +82,8 @@ async def refresh(request: web.Request) -> web.Response:
     """Go on with a session: the tokens of before are used up."""
     asked = decoded(_REFRESHES, await request[keys.BODY].read())
     tokens = await request.app[keys.IDENTITY].refresh(asked.refresh_token, _client_of(request))
-    profile = await request.app[keys.REGISTRATION].complete(Verified(tokens.user_id, None, tokens.email))
+    verified = Verified(tokens.user_id, None, tokens.email, issued_at=time.time())
+    profile = await request.app[keys.REGISTRATION].complete(verified)
     return await _session(request, profile, tokens)
 
 

@@ -210,13 +210,10 @@ def _identity(
             jwt_secret=settings.supabase_jwt_secret,
             jwt_issuer=settings.supabase_jwt_issuer,
         )
-        return SupabaseIdentity(config), _no_purge
+        supabase = SupabaseIdentity(config, database)
+        return supabase, supabase.purge
     local = LocalIdentity(database, secrets, guard=guard)
     return local, local.purge
-
-
-async def _no_purge(_: float) -> None:
-    """Forget nothing: sessions are kept elsewhere."""
 
 
 def _billing(settings: Settings, profiles: Profiles, secrets: Secrets) -> Billing:

@@ -69,7 +69,7 @@ def set_blocked(user: str, *, is_blocked: bool) -> Command:
     async def command(accounts: Accounts) -> list[str]:
         profile = await _user(accounts, user)
         await (accounts.blocking.block(profile) if is_blocked else accounts.blocking.unblock(profile))
-        return [f"{profile.email} is {'blocked' if is_blocked else 'not blocked any more'}"]
+        return [f"{profile.email or profile.id} is {'blocked' if is_blocked else 'not blocked any more'}"]
 
     return command
 
@@ -82,7 +82,7 @@ def set_password(user: str, password: str) -> Command:
             raise CommandFailed("Passwords are kept by the identity service: change it there.")
         profile = await _user(accounts, user)
         await accounts.identity.set_password(profile.id, password)
-        return [f"{profile.email} has a new password, and is logged out everywhere"]
+        return [f"{profile.email or profile.id} has a new password, and is logged out everywhere"]
 
     return command
 
@@ -93,7 +93,7 @@ def delete_user(user: str) -> Command:
     async def command(accounts: Accounts) -> list[str]:
         profile = await _user(accounts, user)
         await accounts.deletion.delete(profile.id)
-        return [f"{profile.email} is deleted"]
+        return [f"{profile.email or profile.id} is deleted"]
 
     return command
 
@@ -125,7 +125,9 @@ def delete_key(user: str, key_id: str) -> Command:
     async def command(accounts: Accounts) -> list[str]:
         profile = await _user(accounts, user)
         if not await accounts.user_keys.delete(profile.id, key_id):
-            raise CommandFailed(f"{profile.email} has no key of this id: 'letta-gateway keys list' lists them.")
+            raise CommandFailed(
+                f"{profile.email or profile.id} has no key of this id: 'letta-gateway keys list' lists them."
+            )
         return [f"key {key_id} is deleted"]
 
     return command
@@ -166,7 +168,7 @@ def _email(text: str) -> str:
 
 
 def _line(profile: Profile) -> str:
-    return "  ".join((profile.id, profile.email, *(["blocked"] if profile.is_blocked else [])))
+    return "  ".join((profile.id, profile.email or "-", *(["blocked"] if profile.is_blocked else [])))
 
 
 def _key_line(key: UserKey) -> str:

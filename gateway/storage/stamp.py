@@ -6,7 +6,7 @@ from sqlalchemy import Connection, inspect, text
 
 from gateway.storage.tables import metadata
 
-NEWEST: Final = "0005"
+NEWEST: Final = "0006"
 """The revision that this gateway brings: the last of ``migrations/versions``."""
 
 # Alembic's own table, as it makes it.

@@ -6,7 +6,7 @@ credential and is part of every key: an API key of the operator's, this machine,
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 Counter: Final = BigInteger().with_variant(Integer, "sqlite")
 """What counts up by itself in both databases."""
@@ -97,11 +97,14 @@ user_profiles: Final = Table(
     Column("budget_period", Text),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
-    Index(None, "email", unique=True),
+    Index(None, "email", unique=True, sqlite_where=text("email <> ''"), postgresql_where=text("email <> ''")),
     Index(None, "letta_agent_id", unique=True),
     Index(None, "created_at", "id"),
 )
-"""Users, whoever knows their passwords; ``metadata`` is a JSON object of theirs, ``litellm_key`` is encrypted."""
+"""Users, whoever knows their passwords; ``metadata`` is a JSON object of theirs, ``litellm_key`` is encrypted.
+
+``email`` is empty where it is not known, and nobody else's otherwise.
+"""
 
 passwords: Final = Table(
     "passwords",
@@ -134,6 +137,18 @@ refresh_tokens: Final = Table(
     Index(None, "session_id"),
 )
 """Refresh tokens by their hash; one that is used a second time ends its session."""
+
+ended_sessions: Final = Table(
+    "ended_sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("ended_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Index(None, "user_id"),
+    Index(None, "expires_at"),
+)
+"""Sessions of an identity service that ended before their tokens; a user's id stands for all of theirs."""
 
 user_keys: Final = Table(
     "user_keys",

@@ -34,7 +34,7 @@ class Platform:
 
     async def _complete(self, verified: Verified) -> Profile:
         self.completed.append(verified)
-        profile = Profile(id=verified.user_id, email="new@example.com", created_at=1.0, updated_at=1.0)
+        profile = Profile(id=verified.user_id, email=verified.email or "", created_at=1.0, updated_at=1.0)
         await self.profiles.add(profile)
         return profile
 
@@ -124,6 +124,15 @@ async def test_user_whom_only_the_identity_service_knows_gets_a_profile(database
     credentials = UserCredentials(Elsewhere(), platform.keys, platform.profiles, platform._complete)
     for _ in range(2):
         assert await credentials.caller_of_token("token of eve") == Caller("eve", "eve", None, "session")
+    assert platform.completed == [Verified("eve", "session", "eve@example.com")]
+
+
+async def test_token_that_tells_another_address_completes_the_profile_again(database: Database) -> None:
+    platform = Platform(database)
+    eve = Profile(id="eve", email="eve@before.example.com", created_at=1.0, updated_at=1.0)
+    assert await platform.profiles.add(eve)
+    credentials = UserCredentials(Elsewhere(), platform.keys, platform.profiles, platform._complete)
+    await credentials.caller_of_token("token of eve")
     assert platform.completed == [Verified("eve", "session", "eve@example.com")]
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -237,9 +238,34 @@ async def test_token_of_elsewhere_makes_a_profile_at_its_first_use(world: World)
     assert await world.registration().complete(Verified("user-from-elsewhere", None, None)) == profile
 
 
-async def test_token_that_names_no_address_is_nobody(world: World) -> None:
-    with pytest.raises(InvalidToken):
-        await world.registration().complete(Verified("user-from-elsewhere", "s", None))
+async def test_users_of_elsewhere_may_have_no_address(world: World) -> None:
+    """Whoever logs in by telephone has none; rows are found by the id alone."""
+    registration = world.registration()
+    for user in ("user-by-phone", "another-by-phone"):
+        profile = await registration.complete(Verified(user, "s", None))
+        assert (profile.id, profile.email) == (user, "")
+        assert await registration.complete(Verified(user, "s", "no address at all")) == profile
+
+
+async def test_address_that_another_has_now_is_theirs(world: World) -> None:
+    """The account of before is gone at the identity service, or has another address there by now."""
+    registration = world.registration()
+    before = await registration.complete(Verified("before", "s", ANN))
+    after = await registration.complete(Verified("after", "s", ANN))
+    assert (after.email, (await registration.complete(Verified("before", "s", None))).email) == (ANN, "")
+    assert await world.profiles.find_by_email(ANN) == after
+    moved = await registration.complete(Verified("before", "s", "new@example.com", time.time() + 60))
+    assert (moved.id, moved.email) == (before.id, "new@example.com")
+    again = await registration.complete(Verified("before", "s", ANN, before.updated_at - 1))
+    assert again == moved, "an older token says what was"
+
+
+async def test_login_tells_the_address_that_is_now(world: World) -> None:
+    profile, _ = await world.registration().register(ANN, PASSWORD, "Ann", ADDRESS)
+    assert profile is not None
+    world.identity.users["ann@new.example.com"] = world.identity.users.pop(ANN)
+    moved, _ = await world.registration().login("ann@new.example.com", PASSWORD, ADDRESS)
+    assert (moved.id, moved.email) == (profile.id, "ann@new.example.com")
 
 
 async def test_token_of_a_deleted_user_makes_nothing(world: World) -> None:

@@ -146,7 +146,7 @@ async def test_backup_that_is_under_way_puts_off_the_new_gateway_and_not_the_oth
     async with opened(postgres_address) as old:
         async with old.write() as connection:
             await connection.execute(text("ALTER TABLE pins DROP COLUMN fence"))
-            await connection.execute(text("DROP TABLE changed_settings, ended_operator_sessions"))
+            await connection.execute(text("DROP TABLE changed_settings, ended_operator_sessions, ended_sessions"))
             await connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
         async with old.read() as backup:
             await backup.execute(text("SELECT * FROM pins"))

@@ -2,6 +2,7 @@ import asyncio
 import sys
 
 from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy.engine.interfaces import ReflectedIndex
 
 from gateway.storage import schema, stamp
 from gateway.storage.address import Address, SqliteFile
@@ -40,10 +41,15 @@ def shape(connection: Connection) -> dict[str, object]:
             sorted(map(str, found.get_unique_constraints(table))),
             sorted(map(str, found.get_foreign_keys(table))),
             sorted(map(str, found.get_check_constraints(table))),
-            sorted(map(str, found.get_indexes(table))),
+            sorted(map(_index, found.get_indexes(table))),
         )
         for table in found.get_table_names()
     }
+
+
+def _index(index: ReflectedIndex) -> str:
+    options = {name: str(value) for name, value in index.get("dialect_options", {}).items()}
+    return str({**index, "dialect_options": options})
 
 
 async def test_file_is_made_and_opened_again_without_alembic(sqlite_file: SqliteFile) -> None:

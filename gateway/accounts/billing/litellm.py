@@ -175,7 +175,7 @@ class LitellmBilling:
 
     async def _make_account(self, profile: Profile) -> str:
         """Make the user and a key, or a key where the user is there; return the key."""
-        made = await self._new_account(profile, profile.email)
+        made = await self._new_account(profile, profile.email or None)
         if made is None and await self._account(profile.id) is None:
             made = await self._new_account(profile, None)  # somebody else has the address at LiteLLM
         if made is not None:

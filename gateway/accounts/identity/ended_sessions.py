@@ -2,43 +2,71 @@
 
 import time
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
-MOST: Final = 100_000
-"""Sessions, and users, that are remembered: over this, those that ended first are forgotten."""
+from sqlalchemy import delete, select
 
-_Entries: TypeAlias = dict[str, tuple[float, float]]
-"""When something ended, by the clock of who issues tokens, and until when that matters, by ours; oldest first."""
+from gateway.accounts.recent import Recent
+from gateway.storage.engine import Database
+from gateway.storage.tables import ended_sessions
+from gateway.storage.text import fits
+from gateway.storage.upsert import upsert
+
+REMEMBERED: Final = 5.0
+"""Seconds after which a session is looked at again: so long another gateway's logout may go unnoticed."""
+HELD: Final = 20_000
+"""Sessions that are remembered."""
 
 
 class EndedSessions:
-    """What has ended in this process, for as long as a token of it could hold; ``lifetime`` is in seconds."""
+    """What has ended, for as long as a token of it could hold; ``lifetime`` is in seconds.
 
-    def __init__(self, lifetime: float, clock: Callable[[], float] = time.monotonic) -> None:
+    Every method raises ``StorageUnavailable``.
+    """
+
+    def __init__(self, database: Database, lifetime: float, now: Callable[[], float] = time.time) -> None:
+        self._database = database
         self._lifetime = lifetime
-        self._clock = clock
-        self._sessions: _Entries = {}
-        self._users: _Entries = {}
+        self._now = now
+        self._known: Recent[tuple[str, str | None], float] = Recent(HELD, REMEMBERED)
+        """From when on tokens hold, by their user and session, and by the clock of who issues them."""
 
-    def end(self, session_id: str) -> None:
+    async def end(self, user_id: str, session_id: str) -> None:
         """Note that a session ended."""
-        self._note(self._sessions, session_id, 0.0)
+        if fits(session_id):
+            await self._note(session_id, user_id, 0.0)
 
-    def end_all(self, user_id: str, ended_at: float) -> None:
+    async def end_all(self, user_id: str, ended_at: float) -> None:
         """Note that a user's sessions ended, at UTC seconds by the clock of who issues tokens."""
-        self._note(self._users, user_id, ended_at)
+        await self._note(user_id, user_id, ended_at)
 
-    def goes_on(self, user_id: str, session_id: str | None, issued_at: float) -> bool:
+    async def goes_on(self, user_id: str, session_id: str | None, issued_at: float) -> bool:
         """Tell whether a token's session goes on, as far as is known here."""
-        if session_id is not None and session_id in self._sessions:
-            return False
-        ended_at, _ = self._users.get(user_id, (0.0, 0.0))
+        since = self._known.get((user_id, session_id))
+        if since is None:
+            ticket = self._known.ticket()
+            since = await self._since(user_id, session_id)
+            self._known.put((user_id, session_id), since, ticket)
         # Both are whole seconds of one clock: a token of the very second may be the one that comes after.
-        return issued_at >= int(ended_at)
+        return issued_at >= since
 
-    def _note(self, entries: _Entries, key: str, ended_at: float) -> None:
-        now = self._clock()
-        entries.pop(key, None)
-        while entries and (len(entries) >= MOST or next(iter(entries.values()))[1] <= now):
-            del entries[next(iter(entries))]
-        entries[key] = (ended_at, now + self._lifetime)
+    async def purge(self, now: float) -> None:
+        """Forget what no token can hold any more by ``now``, in UTC seconds."""
+        async with self._database.write() as connection:
+            await connection.execute(delete(ended_sessions).where(ended_sessions.c.expires_at <= now))
+
+    async def _since(self, user_id: str, session_id: str | None) -> float:
+        names = [name for name in (user_id, session_id) if name is not None and fits(name)]
+        columns = ended_sessions.c.id, ended_sessions.c.ended_at
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(*columns).where(ended_sessions.c.id.in_(names)))).all()
+        ended = {row.id: row.ended_at for row in rows}
+        return float("inf") if session_id in ended else float(int(ended.get(user_id, 0.0)))
+
+    async def _note(self, name: str, user_id: str, ended_at: float) -> None:
+        row = {"id": name, "user_id": user_id, "ended_at": ended_at, "expires_at": self._now() + self._lifetime}
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(upsert(connection.dialect, ended_sessions), [row])
+        finally:
+            self._known.forget(lambda known, _: known[0] == user_id)

@@ -13,7 +13,7 @@ from gateway.accounts.identity.protocol import Tokens, Verified
 from gateway.accounts.identity.sessions import Begun, Sessions
 from gateway.accounts.identity.tokens import LIFETIME, AccessTokens
 from gateway.accounts.passwords import Passwords, Verdict, check_strength
-from gateway.accounts.profiles import Profile, insert_profile
+from gateway.accounts.profiles import Profile, has_email, insert_profile
 from gateway.accounts.secrets import Secrets
 from gateway.storage.engine import Connection, Database
 from gateway.storage.tables import passwords, user_profiles
@@ -191,7 +191,7 @@ class LocalIdentity:
         return await self._hashes.verify(None if stored is None else stored.hash, password)
 
     async def _by_email(self, email: str) -> Stored | None:
-        return await self._find(user_profiles.c.email == email) if fits(email) else None
+        return await self._find(has_email(email)) if fits(email) else None
 
     async def _by_id(self, user_id: str) -> Stored | None:
         return await self._find(user_profiles.c.id == user_id) if fits(user_id) else None

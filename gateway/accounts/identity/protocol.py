@@ -13,6 +13,7 @@ class Tokens(msgspec.Struct, frozen=True):
     expires_in: int
     user_id: str
     email: str
+    """Empty where whoever keeps the users does not tell it."""
 
     def __repr__(self) -> str:
         """Show whose they are, and not the tokens: this may get into a traceback."""
@@ -32,6 +33,8 @@ class Verified(msgspec.Struct, frozen=True):
     user_id: str
     session_id: str | None
     email: str | None
+    issued_at: float = 0.0
+    """When whoever keeps the users said this, in UTC seconds."""
 
 
 class IdentityProvider(Protocol):

@@ -20,6 +20,7 @@ from gateway.accounts.identity.supabase_tokens import KeySet, SupabaseTokens, To
 from gateway.accounts.profiles import canonical
 from gateway.accounts.remote import RemoteConfig, RemoteService, Reply
 from gateway.errors import BackendError
+from gateway.storage.engine import Database
 
 API_VERSION: Final = "2024-01-01"
 LONGEST_TOKEN: Final = 604_800.0
@@ -97,7 +98,12 @@ class SupabaseIdentity:
     """An ``IdentityProvider`` by Supabase Auth; ``close`` frees its connections."""
 
     def __init__(
-        self, config: SupabaseConfig, *, service: RemoteService | None = None, now: Callable[[], float] = time.time
+        self,
+        config: SupabaseConfig,
+        database: Database,
+        *,
+        service: RemoteService | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._now = now
@@ -105,7 +111,7 @@ class SupabaseIdentity:
             RemoteConfig("Supabase Auth", "identity", f"{config.url.rstrip('/')}/auth/v1", answer=config.answer)
         )
         self._tokens = SupabaseTokens(TokenConfig(config.jwt_secret, config.jwt_issuer), self._key_set)
-        self._ended = EndedSessions(LONGEST_TOKEN)
+        self._ended = EndedSessions(database, LONGEST_TOKEN, now)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -147,14 +153,14 @@ class SupabaseIdentity:
         reply = await self._service.ask("POST", f"logout?scope={scope}", headers=self._headers(token=token))
         if not _succeeded(reply) and code_of(reply) not in ENDED:
             raise refusal("session", reply)
-        self._end(verified, everywhere=everywhere, at=reply.date)
+        await self._end(verified, everywhere=everywhere, at=reply.date)
 
     async def verify(self, access_token: str) -> Verified:
         """Return whose access token this is; raises ``InvalidToken``, ``UpstreamUnavailable`` for want of keys."""
         claims = await self._tokens.verify(access_token)
-        if not self._ended.goes_on(claims.sub, claims.session_id, claims.iat):
+        if not await self._ended.goes_on(claims.sub, claims.session_id, claims.iat):
             raise InvalidToken
-        return Verified(claims.sub, claims.session_id, claims.email or None)
+        return Verified(claims.sub, claims.session_id, claims.email or None, claims.iat)
 
     async def change_password(self, token: str, verified: Verified, current: str, new: str) -> Tokens:
         """Change the password in a new session, which ends all other ones."""
@@ -168,7 +174,7 @@ class SupabaseIdentity:
             raise refusal("session", reply)
         await self._end_sessions(tokens, "others")  # as it does by itself, where it is Supabase Auth
         if verified.session_id is not None:
-            self._ended.end(verified.session_id)
+            await self._ended.end(verified.user_id, verified.session_id)
         return tokens
 
     async def delete(self, user_id: str) -> None:
@@ -187,7 +193,11 @@ class SupabaseIdentity:
         else:
             _log.warning("user not blocked at Supabase Auth: SUPABASE_SERVICE_KEY is not set", is_blocked=is_blocked)
         if is_blocked:
-            self._ended.end_all(user_id, self._now() if at is None else at)
+            await self._ended.end_all(user_id, self._now() if at is None else at)
+
+    async def purge(self, now: float) -> None:
+        """Forget ended sessions of which no token can hold by ``now``; raises ``StorageUnavailable``."""
+        await self._ended.purge(now)
 
     def jwks(self) -> bytes:
         """Return the empty key set: tokens are Supabase's, and so are the keys."""
@@ -240,11 +250,11 @@ class SupabaseIdentity:
             email=email or (canonical(begun.user.email) if begun.user.email else ""),
         )
 
-    def _end(self, verified: Verified, *, everywhere: bool, at: float | None) -> None:
+    async def _end(self, verified: Verified, *, everywhere: bool, at: float | None) -> None:
         if verified.session_id is not None:
-            self._ended.end(verified.session_id)
+            await self._ended.end(verified.user_id, verified.session_id)
         if everywhere:
-            self._ended.end_all(verified.user_id, self._now() if at is None else at)
+            await self._ended.end_all(verified.user_id, self._now() if at is None else at)
 
     def _headers(self, *, address: str = "", token: str = "") -> Mapping[str, str]:
         """Return the headers of a request for a user, who has an access token or comes from an address.

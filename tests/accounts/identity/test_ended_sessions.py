@@ -1,59 +1,55 @@
+from typing import Final
+
 import pytest
 
-from gateway.accounts.identity import ended_sessions
 from gateway.accounts.identity.ended_sessions import EndedSessions
+from gateway.storage.engine import Database
+from gateway.storage.tables import ended_sessions
+from tests.accounts.ledgers import rows_of
 
-
-class Clock:
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+NOW: Final = 1_800_000_000.0
 
 
 @pytest.fixture
-def ended(clock: Clock) -> EndedSessions:
-    return EndedSessions(60.0, clock)
+def ended(database: Database) -> EndedSessions:
+    return EndedSessions(database, 60.0, lambda: NOW)
 
 
-def test_session_that_nobody_ended(ended: EndedSessions) -> None:
-    assert ended.goes_on("ann", "one", 5.0)
-    assert ended.goes_on("ann", None, 5.0)
+async def test_session_that_nobody_ended(ended: EndedSessions) -> None:
+    assert await ended.goes_on("ann", "one", 5.0)
+    assert await ended.goes_on("ann", None, 5.0)
+    assert await ended.goes_on("nul\0", "nul\0", 5.0)
 
 
-def test_session_that_ended_is_the_only_one(ended: EndedSessions) -> None:
-    ended.end("one")
-    assert not ended.goes_on("ann", "one", 5.0)
-    assert ended.goes_on("ann", "two", 5.0)
-    assert ended.goes_on("ann", None, 5.0)
+async def test_session_that_ended_is_the_only_one(ended: EndedSessions) -> None:
+    assert await ended.goes_on("ann", "one", 5.0)
+    await ended.end("ann", "one")
+    assert not await ended.goes_on("ann", "one", 5.0)
+    assert await ended.goes_on("ann", "two", 5.0)
+    assert await ended.goes_on("ann", None, 5.0)
 
 
-def test_user_whose_sessions_ended_can_begin_new_ones(ended: EndedSessions) -> None:
-    ended.end_all("ann", 100.7)
-    assert not ended.goes_on("ann", "one", 99)
-    assert not ended.goes_on("ann", None, 99)
-    assert ended.goes_on("ann", "new", 100)
-    assert ended.goes_on("bob", "one", 99)
+async def test_user_whose_sessions_ended_can_begin_new_ones(ended: EndedSessions) -> None:
+    await ended.end_all("ann", 100.7)
+    assert not await ended.goes_on("ann", "one", 99)
+    assert not await ended.goes_on("ann", None, 99)
+    assert await ended.goes_on("ann", "new", 100)
+    assert await ended.goes_on("bob", "one", 99)
 
 
-def test_what_no_token_can_hold_any_more_is_forgotten(ended: EndedSessions, clock: Clock) -> None:
-    ended.end("old")
-    clock.now += 59
-    ended.end("young")
-    assert not ended.goes_on("ann", "old", 5.0)
-    clock.now += 1
-    ended.end("new")
-    assert ended.goes_on("ann", "old", 5.0)
-    assert not ended.goes_on("ann", "young", 5.0)
+async def test_what_ended_stays_so_after_a_restart_and_in_other_gateways(
+    ended: EndedSessions, database: Database
+) -> None:
+    await ended.end("ann", "one")
+    await ended.end_all("bob", 100.0)
+    another = EndedSessions(database, 60.0, lambda: NOW)
+    assert not await another.goes_on("ann", "one", 5.0)
+    assert not await another.goes_on("bob", "two", 99.0)
 
 
-def test_number_is_bounded(ended: EndedSessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ended_sessions, "MOST", 3)
-    for name in ("a", "b", "a", "c", "d"):
-        ended.end(name)
-    assert [ended.goes_on("ann", name, 5.0) for name in "abcd"] == [False, True, False, False]
+async def test_what_no_token_can_hold_any_more_is_forgotten(ended: EndedSessions, database: Database) -> None:
+    await ended.end("ann", "one")
+    await ended.purge(NOW + 59)
+    assert [row["id"] for row in await rows_of(database, ended_sessions)] == ["one"]
+    await ended.purge(NOW + 60)
+    assert await rows_of(database, ended_sessions) == []

@@ -21,6 +21,7 @@ from gateway.accounts.errors import (
 from gateway.accounts.identity.protocol import IdentityProvider, NewUser, Tokens, Verified
 from gateway.accounts.identity.supabase import SupabaseConfig, SupabaseIdentity
 from gateway.errors import InvalidRequest, UpstreamAuthFailed, UpstreamInvalid, UpstreamUnavailable
+from gateway.storage.engine import Database
 from tests.accounts.identity.signed_tokens import SECRET, SESSION, USER, by_key, by_secret, published
 from tests.accounts.recorded_service import RecordedService, Sample, recorded_service, sample
 
@@ -47,14 +48,14 @@ async def server() -> AsyncIterator[RecordedService]:
         yield running
 
 
-async def identity_of(server: RecordedService, **config: Any) -> SupabaseIdentity:
+async def identity_of(server: RecordedService, database: Database, **config: Any) -> SupabaseIdentity:
     given = {"anon_key": ANON, "service_key": SERVICE, "jwt_secret": SECRET, "answer": 2.0, **config}
-    return SupabaseIdentity(msgspec.convert({"url": f"{server.url}/", **given}, SupabaseConfig))
+    return SupabaseIdentity(msgspec.convert({"url": f"{server.url}/", **given}, SupabaseConfig), database)
 
 
 @pytest.fixture
-async def identity(server: RecordedService) -> AsyncIterator[SupabaseIdentity]:
-    made = await identity_of(server)
+async def identity(server: RecordedService, database: Database) -> AsyncIterator[SupabaseIdentity]:
+    made = await identity_of(server, database)
     yield made
     await made.close()
 
@@ -139,8 +140,8 @@ async def test_operator_makes_a_user_who_is_there_already(server: RecordedServic
         await identity.register(EMAIL, "Passw0rd!x", None)
 
 
-async def test_operator_without_a_service_key_signs_up(server: RecordedService) -> None:
-    identity = await identity_of(server, service_key="")
+async def test_operator_without_a_service_key_signs_up(server: RecordedService, database: Database) -> None:
+    identity = await identity_of(server, database, service_key="")
     server.on("POST", SIGNUP, sample("supabase/signup"))
     assert isinstance(await identity.register(EMAIL, "Passw0rd!x", None), Tokens)
     await identity.close()
@@ -215,9 +216,9 @@ async def test_supabase_that_is_down_is_503(server: RecordedService, identity: S
 
 @pytest.mark.parametrize(("service_key", "sent"), [(SERVICE, SERVICE), ("eyJ.legacy.key", ANON), ("", ANON)])
 async def test_address_goes_along_with_a_key_that_may_tell_it(
-    server: RecordedService, service_key: str, sent: str
+    server: RecordedService, service_key: str, sent: str, database: Database
 ) -> None:
-    identity = await identity_of(server, service_key=service_key)
+    identity = await identity_of(server, database, service_key=service_key)
     server.on("POST", TOKEN, sample("supabase/token-password"))
     await identity.login(EMAIL, "x", "192.0.2.7")
     headers = server.asked("POST", TOKEN)[0].headers
@@ -243,8 +244,8 @@ async def test_token_is_checked_without_asking(server: RecordedService, identity
     assert server.requests == []
 
 
-async def test_token_is_checked_by_the_key_set(server: RecordedService) -> None:
-    identity = await identity_of(server, jwt_secret="")
+async def test_token_is_checked_by_the_key_set(server: RecordedService, database: Database) -> None:
+    identity = await identity_of(server, database, jwt_secret="")
     server.on("GET", JWKS, Sample(200, {"keys": [published()]}))
     assert await identity.verify(by_key()) == ANN
     assert await identity.verify(by_key()) == ANN
@@ -263,8 +264,10 @@ async def test_token_is_checked_by_the_key_set(server: RecordedService) -> None:
         (Sample(200, {"keys": []}), InvalidToken),
     ],
 )
-async def test_key_set_that_is_not_to_be_had(server: RecordedService, answer: Sample, kind: type[Exception]) -> None:
-    identity = await identity_of(server, jwt_secret="")
+async def test_key_set_that_is_not_to_be_had(
+    server: RecordedService, answer: Sample, kind: type[Exception], database: Database
+) -> None:
+    identity = await identity_of(server, database, jwt_secret="")
     server.on("GET", JWKS, answer)
     for _ in range(2):
         with pytest.raises(kind):
@@ -378,9 +381,9 @@ async def test_user_is_deleted(server: RecordedService, identity: SupabaseIdenti
     assert (asked.headers["apikey"], asked.headers["Authorization"]) == (SERVICE, f"Bearer {SERVICE}")
 
 
-async def test_account_stays_at_supabase_without_a_service_key(server: RecordedService) -> None:
+async def test_account_stays_at_supabase_without_a_service_key(server: RecordedService, database: Database) -> None:
     """The deletion here goes on to its end: it could never finish otherwise."""
-    identity = await identity_of(server, service_key="")
+    identity = await identity_of(server, database, service_key="")
     with structlog.testing.capture_logs() as logs:
         await identity.delete(USER)
     assert ["SUPABASE_SERVICE_KEY" in line["event"] for line in logs] == [True]
@@ -416,8 +419,8 @@ async def test_blocked_user_is_banned_and_their_sessions_end(
     assert (await identity.verify(by_secret(session_id="new", iat=int(time.time()) + 2))).session_id == "new"
 
 
-async def test_block_without_a_service_key_ends_sessions_here(server: RecordedService) -> None:
-    identity = await identity_of(server, service_key="")
+async def test_block_without_a_service_key_ends_sessions_here(server: RecordedService, database: Database) -> None:
+    identity = await identity_of(server, database, service_key="")
     old = by_secret(iat=int(time.time()) - 5)
     await identity.set_blocked(USER, is_blocked=True)
     assert server.requests == []

@@ -10,6 +10,7 @@ from gateway.storage.address import Address, PostgresServer
 from gateway.storage.engine import Database
 from gateway.storage.migrations.versions import v0003_row_level_security as migration
 from gateway.storage.migrations.versions import v0005_operator_page as later
+from gateway.storage.migrations.versions import v0006_users_of_elsewhere as newest
 from gateway.storage.tables import messages, metadata, turns, usage_metrics, user_profiles
 from tests.live.postgres import Postgres
 from tests.storage.databases import new_database, opened
@@ -153,7 +154,7 @@ async def test_every_table_is_secured(filled: Database, postgres: Postgres, supa
     ours = "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
     open_ones = f"{ours} and not relrowsecurity"
     assert postgres.run(open_ones, name) == ""
-    assert {*metadata.tables, "alembic_version"} == {*migration.TABLES, *later.TABLES}
+    assert {*metadata.tables, "alembic_version"} == {*migration.TABLES, *later.TABLES, *newest.TABLES}
 
 
 @pytest.mark.live

@@ -4,6 +4,7 @@ from gateway.conversations.directory import Directory, Pinned
 from gateway.storage.address import Address
 from gateway.storage.migrations.versions import v0004_fences as migration
 from gateway.storage.migrations.versions import v0005_operator_page as later
+from gateway.storage.migrations.versions import v0006_users_of_elsewhere as newest
 from gateway.storage.tables import pins
 from tests.storage.databases import opened
 
@@ -21,7 +22,7 @@ BEFORE = {
 
 async def test_pins_of_before_are_there_and_may_be_written(address: Address) -> None:
     async with opened(address) as database, database.write() as connection:
-        for table in later.TABLES:
+        for table in (*later.TABLES, *newest.TABLES):
             await connection.execute(text(f"DROP TABLE {table}"))
         await connection.execute(text("ALTER TABLE pins DROP COLUMN fence"))
         await connection.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": "0003"})

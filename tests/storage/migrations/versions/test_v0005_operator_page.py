@@ -2,13 +2,14 @@ from sqlalchemy import insert, select, text
 
 from gateway.storage.address import Address
 from gateway.storage.migrations.versions import v0005_operator_page as migration
+from gateway.storage.migrations.versions import v0006_users_of_elsewhere as newest
 from gateway.storage.tables import changed_settings, ended_operator_sessions, metadata
 from tests.storage.databases import opened
 
 
 async def test_tables_are_made_in_a_database_of_before(address: Address) -> None:
     async with opened(address) as database, database.write() as connection:
-        for table in migration.TABLES:
+        for table in (*migration.TABLES, *newest.TABLES):
             await connection.execute(text(f"DROP TABLE {table}"))
         await connection.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": "0004"})
     async with opened(address) as database, database.write() as connection:
