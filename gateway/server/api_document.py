@@ -99,7 +99,11 @@ class _Schemas:
 def _kinds() -> Iterator[Kind]:
     yield ErrorEnvelope
     for shape in SHAPES.values():
-        yield from (kind for kind in (shape.takes, shape.query, *shape.gives.values()) if kind is not None)
+        yield from (
+            kind
+            for kind in (shape.takes, shape.query, *shape.gives.values(), *shape.events.values())
+            if kind is not None
+        )
 
 
 def _described(schema: Node) -> Node:
@@ -127,7 +131,7 @@ def _operation(route: Route, shape: Shape, schemas: _Schemas) -> Node:
     }
     if description:
         operation["description"] = description
-    parameters = [*_path_parameters(route), *_query_parameters(shape, schemas)]
+    parameters = [*_path_parameters(route), *_query_parameters(shape, schemas), *_header_parameters(shape)]
     if parameters:
         operation["parameters"] = parameters
     if shape.takes is not None:
@@ -148,6 +152,12 @@ def _query_parameters(shape: Shape, schemas: _Schemas) -> Iterator[Node]:
         yield {"name": name, "in": "query", "required": is_required, "schema": schema}
 
 
+def _header_parameters(shape: Shape) -> Iterator[Node]:
+    for name, description in shape.headers.items():
+        schema = {"type": "string", "maxLength": 255} if name == "Idempotency-Key" else {"type": "string"}
+        yield {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+
+
 def _responses(shape: Shape, schemas: _Schemas) -> Node:
     answers: Node = {str(status): _answer(shape, kind, schemas) for status, kind in shape.gives.items()}
     failure = {"schema": schemas.of(ErrorEnvelope)}
@@ -159,11 +169,26 @@ def _responses(shape: Shape, schemas: _Schemas) -> Node:
     return answers
 
 
+def _events(shape: Shape, schemas: _Schemas) -> Node:
+    """Return what stands for a stream: OpenAPI 3.1 has no schema for events one by one, so it is a row of them."""
+    if not shape.events:
+        return {}
+    items = [
+        {
+            "type": "object",
+            "properties": {"event": {"const": name}, "data": schemas.of(kind)},
+            "required": ["event", "data"],
+        }
+        for name, kind in shape.events.items()
+    ]
+    return {"schema": {"type": "array", "description": "Server-sent events.", "items": {"oneOf": items}}}
+
+
 def _answer(shape: Shape, kind: Kind | None, schemas: _Schemas) -> Node:
     if kind is None:
         text = {shape.media: {"schema": {"type": "string"}}}
         return {"description": "Done."} if shape.media == JSON else {"description": "Text.", "content": text}
     content: Node = {shape.media: {"schema": schemas.of(kind)}}
     if shape.streams:
-        content[EVENTS] = {}  # OpenAPI 3.1 has no schema for events one by one
+        content[EVENTS] = _events(shape, schemas)
     return {"description": schemas.components[kind.__name__].get("description", kind.__name__), "content": content}

@@ -17,6 +17,7 @@ from gateway.accounts.answers import (
     UserAnswer,
 )
 from gateway.accounts.usage_answers import AllUsageAnswer, UsageAnswer
+from gateway.errors import ErrorEnvelope
 from gateway.handlers.operations import Readiness
 from gateway.handlers.platform_admin import NewUserAccount, UserChange, UserSearch
 from gateway.handlers.platform_agent import MemoryChange
@@ -25,7 +26,16 @@ from gateway.handlers.platform_chat import HistoryQuery
 from gateway.handlers.platform_usage import UsageDays
 from gateway.handlers.platform_user import NewKey, ProfileChange
 from gateway.translation.openai_types import ChatCompletion, ChatCompletionRequest, Model, ModelList
-from gateway.translation.platform_types import ChatAnswer, ChatRequest, HistoryPage
+from gateway.translation.platform_types import (
+    ChatAnswer,
+    ChatRequest,
+    Done,
+    HistoryPage,
+    Piece,
+    Started,
+    TokenCounts,
+    ToolActivity,
+)
 from gateway.translation.responses_types import (
     DeletedResponse,
     InputItemList,
@@ -42,7 +52,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """What a route takes and answers.
 
     ``gives`` are answers by their status, None for those without a body; ``media`` is the type of what is no JSON, and
-    ``streams`` tells that events may come instead.
+    ``streams`` tells that events may come instead: ``events`` are their names with their data, where they have names.
+    ``headers`` are those that mean something, with what they mean.
     """
 
     gives: dict[int, Kind | None]
@@ -51,6 +62,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     query: Kind | None = None
     media: str = "application/json"
     streams: bool = False
+    events: dict[str, Kind] = {}
+    headers: dict[str, str] = {}
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -84,6 +97,24 @@ class Everything(msgspec.Struct, frozen=True):
     responses: tuple[msgspec.Raw, ...]
 
 
+_ONCE: Final = {
+    "Idempotency-Key": "What the request is known by when it is sent again within a day: the agent hears it once."
+}
+_CHAT: Final = {
+    **_ONCE,
+    "X-Letta-Chat-Key": "The name of the chat, which has a conversation of its own.",
+    "X-OpenWebUI-Chat-Id": "The same, as Open WebUI sends it.",
+}
+_EVENTS: Final[dict[str, Kind]] = {
+    "start": Started,
+    "reasoning": Piece,
+    "text": Piece,
+    "tool": ToolActivity,
+    "usage": TokenCounts,
+    "done": Done,
+    "error": ErrorEnvelope,
+}
+
 _RESPONSE: Final = Shape(gives={200: Response})
 _USER: Final = Shape(gives={200: AdminUser})
 _GONE: Final = Shape(gives={204: None})
@@ -94,8 +125,10 @@ SHAPES: Final[dict[tuple[str, str], Shape]] = {
     ("GET", "/metrics"): Shape(gives={200: None}, media="text/plain"),
     ("GET", "/v1/models"): Shape(gives={200: ModelList}),
     ("GET", "/v1/models/{model}"): Shape(gives={200: Model}),
-    ("POST", "/v1/chat/completions"): Shape(gives={200: ChatCompletion}, takes=ChatCompletionRequest, streams=True),
-    ("POST", "/v1/responses"): Shape(gives={200: Response}, takes=ResponsesRequest, streams=True),
+    ("POST", "/v1/chat/completions"): Shape(
+        gives={200: ChatCompletion}, takes=ChatCompletionRequest, streams=True, headers=_CHAT
+    ),
+    ("POST", "/v1/responses"): Shape(gives={200: Response}, takes=ResponsesRequest, streams=True, headers=_CHAT),
     ("GET", "/v1/responses/{response}"): Shape(gives={200: Response}, query=ResponseQuery),
     ("DELETE", "/v1/responses/{response}"): Shape(gives={200: DeletedResponse}),
     ("GET", "/v1/responses/{response}/input_items"): Shape(gives={200: InputItemList}, query=InputItemsQuery),
@@ -108,7 +141,9 @@ SHAPES: Final[dict[tuple[str, str], Shape]] = {
     ("POST", "/api/v1/auth/logout"): Shape(gives={204: None}, takes=Logout, is_body_needed=False),
     ("POST", "/api/v1/auth/password"): Shape(gives={200: SessionAnswer}, takes=PasswordChange),
     ("GET", "/api/v1/auth/me"): Shape(gives={200: UserAnswer}),
-    ("POST", "/api/v1/chat/message"): Shape(gives={200: ChatAnswer}, takes=ChatRequest, streams=True),
+    ("POST", "/api/v1/chat/message"): Shape(
+        gives={200: ChatAnswer}, takes=ChatRequest, streams=True, events=_EVENTS, headers=_ONCE
+    ),
     ("GET", "/api/v1/chat/history"): Shape(gives={200: HistoryPage}, query=HistoryQuery),
     ("DELETE", "/api/v1/chat/history"): _GONE,
     ("GET", "/api/v1/agent/status"): Shape(gives={200: AgentStatus}),

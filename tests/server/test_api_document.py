@@ -152,3 +152,25 @@ def test_whatever_is_sent_is_answered_as_described(case: schemathesis.Case[Any],
         checks=[not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance],
         timeout=20,
     )
+
+
+def test_streamed_chat_says_what_its_events_are() -> None:
+    operation = DOCUMENT["paths"]["/api/v1/chat/message"]["post"]
+    schema = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    names = {item["properties"]["event"]["const"]: item["properties"]["data"] for item in schema["items"]["oneOf"]}
+    assert list(names) == ["start", "reasoning", "text", "tool", "usage", "done", "error"]
+    assert names["start"] == {"$ref": "#/components/schemas/Started"}
+    assert {"Started", "Piece", "Done", "TokenCounts"} <= DOCUMENT["components"]["schemas"].keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/api/v1/chat/message", ["Idempotency-Key"]),
+        ("/v1/chat/completions", ["Idempotency-Key", "X-Letta-Chat-Key", "X-OpenWebUI-Chat-Id"]),
+        ("/v1/responses", ["Idempotency-Key", "X-Letta-Chat-Key", "X-OpenWebUI-Chat-Id"]),
+    ],
+)
+def test_headers_that_mean_something_are_parameters(path: str, names: list[str]) -> None:
+    parameters = DOCUMENT["paths"][path]["post"]["parameters"]
+    assert [parameter["name"] for parameter in parameters if parameter["in"] == "header"] == names
