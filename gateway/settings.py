@@ -299,6 +299,10 @@ class Settings(Struct, frozen=True, kw_only=True):
             "LETTA_GATEWAY_REGISTRATION", "Whether users may register themselves; auto: on loopback alone.", live=True
         ),
     ] = "auto"
+    registrations: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)],
+        _row("LETTA_GATEWAY_REGISTRATIONS", "Users one address may register before further ones must wait; 0: any."),
+    ] = 100
     identity: Annotated[
         Literal["local", "supabase"],
         _row("LETTA_GATEWAY_IDENTITY", "Who knows the users' passwords: the gateway, or Supabase Auth."),

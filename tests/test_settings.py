@@ -97,6 +97,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_turns": ("7", 7),
     "models_ttl": ("0", 0.0),
     "registration": ("open", "open"),
+    "registrations": ("0", 0),
     "identity": ("supabase", "supabase"),
     "supabase_url": ("https://project.supabase.co", "https://project.supabase.co"),
     "supabase_anon_key": ("sb_publishable_1", "sb_publishable_1"),

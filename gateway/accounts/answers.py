@@ -76,12 +76,12 @@ def session_answer(user: UserAnswer, tokens: Tokens) -> SessionAnswer:
 
 
 class AgentAnswer(msgspec.Struct, frozen=True):
-    """An agent as its user sees it; ``model`` is the handle on Letta, ``tools`` are the agent's own."""
+    """An agent as its user sees it; ``model`` is the handle on Letta, ``created_at`` None where it does not tell."""
 
     id: str
     name: str
     model: str | None
-    created_at: float
+    created_at: float | None
     tools: tuple[str, ...]
 
 

@@ -7,7 +7,7 @@ Gateways that share a Redis count together; one that is alone counts in memory, 
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 
@@ -26,8 +26,8 @@ class GuardConfig(msgspec.Struct, frozen=True):
     everybody: Pace = Pace(free=300, first_delay=0.0625, longest_delay=0.25, forget=60.0)
     """For all together, when a thousand machines guess: four each second still get through, users from a new address
     among them."""
-    registration: Pace = Pace(free=20, first_delay=2.0, longest_delay=900.0, forget=3_600.0)
-    """For users that are made from one address."""
+    registration: Pace = Pace(free=100, first_delay=2.0, longest_delay=900.0, forget=3_600.0)
+    """For users that are made from one address; none free: as many as there come."""
     entries: int = 20_000
     """Accounts and addresses that are counted; those that failed longest ago are forgotten first."""
     acquaintance: float = 2_592_000.0
@@ -86,8 +86,17 @@ class LoginGuard:
 
     async def registration(self, address: str) -> None:
         """Count a registration; raises ``TooManyAttempts``."""
+        if not self._config.registration.free or not address:
+            return
         share = self._share("registration", (client_block(address),), self._config.registration)
         await (await self._begin([share])).end(is_failure=True)
+
+    def session(self, account: str, session_id: str | None) -> AbstractAsyncContextManager[Attempt]:
+        """Let who has a session try the account's password; raises ``TooManyAttempts``.
+
+        Who holds a stolen access token is counted apart from where the user logs in.
+        """
+        return self.attempt(account, f"session {session_id}")
 
     async def knows(self, account: str, address: str) -> None:
         """Remember that a user has been let in from this address."""

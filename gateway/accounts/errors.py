@@ -5,6 +5,7 @@
     ClientError
     ├── WeakPassword               400
     │   └── PasswordRefused            400   by the identity service's own rules
+    ├── SamePassword               400
     ├── InvalidCredentials         401
     ├── InvalidToken               401   no access token, or one that does not hold (any more)
     ├── InvalidRefreshToken        401
@@ -29,13 +30,26 @@ from gateway.errors import AuthenticationFailed, ClientError, GatewayError
 
 
 class WeakPassword(ClientError):
-    """The password is too short, too long, or the address itself."""
+    """The password is too short, too long, the address itself, or one that everybody tries."""
 
     default_code = "weak_password"
-    default_message = "This password is too easy to guess. Send one of 8 to 1024 characters that is not the e-mail."
+    default_message = (
+        "This password is too easy to guess. Send one of 8 to 1024 characters that is not the e-mail, not a common one "
+        "and not one character alone."
+    )
 
     def __init__(self, *, param: str = "password") -> None:
         super().__init__(param=param)
+
+
+class SamePassword(ClientError):
+    """The new password is the old one."""
+
+    default_code = "same_password"
+    default_message = "The new password is the old one. Send another one."
+
+    def __init__(self) -> None:
+        super().__init__(param="new_password")
 
 
 class InvalidCredentials(AuthenticationFailed):

@@ -22,6 +22,16 @@ from gateway.accounts.errors import PasswordsBusy, WeakPassword
 LOWEST: Final = 19
 """The niceness of threads that hash: a fiftieth of what the event loop gets where both want a processor."""
 
+_COMMON: Final = """
+    password password1 password12 password123 passw0rd p@ssw0rd 12345678 123456789 1234567890 12341234 11223344
+    87654321 987654321 0987654321 qwertyui qwertyuiop qwerty12 qwerty123 qwertzui qwertzuiop asdfghjk asdfghjkl
+    zxcvbnm123 1q2w3e4r 1q2w3e4r5t 1qaz2wsx q1w2e3r4 abcd1234 abc12345 abcdefgh iloveyou iloveyou1 letmein1
+    welcome1 welcome123 admin123 administrator changeme changeme1 football baseball superman princess sunshine
+    trustno1 starwars whatever computer internet michelle jennifer samantha passwort passwort1 hallo123
+"""
+COMMON: Final = frozenset(_COMMON.split())
+"""Passwords that are tried first everywhere."""
+
 T = TypeVar("T")
 
 SHORTEST: Final = 8
@@ -111,7 +121,9 @@ class Passwords:
 
 def check_strength(password: str, email: str, *, param: str = "password") -> None:
     """Raise ``WeakPassword`` for a password that no new one may be."""
-    if not SHORTEST <= len(password) <= LONGEST or password.casefold() == email:
+    folded = password.casefold()
+    is_guessed = folded == email or folded in COMMON or len(set(folded)) == 1
+    if not SHORTEST <= len(password) <= LONGEST or is_guessed:
         raise WeakPassword(param=param)
 
 

@@ -95,7 +95,7 @@ async def _status(request: web.Request, profile: Profile) -> AgentStatus:
         details = await backend.details(agent_id)
     except AgentGone:
         return AgentStatus("missing")
-    return AgentStatus("ready", AgentAnswer(agent_id, found.name, details.model, found.created, details.tools))
+    return AgentStatus("ready", AgentAnswer(agent_id, found.name, details.model, found.created or None, details.tools))
 
 
 def _block(block: MemoryBlock) -> MemoryBlockAnswer:

@@ -35,7 +35,7 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class Refresh(msgspec.Struct, frozen=True):
-    """By what a session goes on; each refresh token can be used once."""
+    """By what a session goes on; a used refresh token holds for ten more seconds, then its use ends the session."""
 
     refresh_token: str
 

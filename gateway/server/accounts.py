@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -14,7 +15,7 @@ from gateway.accounts.billing.litellm import LitellmBilling, LitellmConfig
 from gateway.accounts.billing.local import LocalBilling, Price
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.blocking import Blocking
-from gateway.accounts.brute_force import LoginGuard
+from gateway.accounts.brute_force import GuardConfig, LoginGuard
 from gateway.accounts.credentials import UserCredentials
 from gateway.accounts.deletion import Deletion
 from gateway.accounts.export import Export
@@ -69,7 +70,7 @@ class Accounts:
         )
         self.profiles = Profiles(database)
         self.user_keys = UserKeys(database, secrets)
-        self.identity, self._purge = _identity(settings, database, secrets, LoginGuard(tally=tally))
+        self.identity, self._purge = _identity(settings, database, secrets, guard_of(settings, tally))
         self.billing = _billing(settings, self.profiles, secrets)
         self.instances = Instances(database, instance or str(uuid.uuid4()), should_be_alone=not settings.redis_url)
         self.history = History(database, self.instances)
@@ -199,6 +200,12 @@ def default_budget(settings: Settings) -> Budget | None:
     return Budget(budget.micros, budget.period)
 
 
+def guard_of(settings: Settings, tally: Tally | None) -> LoginGuard:
+    """Return who slows down whoever guesses users' passwords, or registers many of them."""
+    pace = GuardConfig().registration
+    return LoginGuard(GuardConfig(registration=msgspec.structs.replace(pace, free=settings.registrations)), tally=tally)
+
+
 def _identity(
     settings: Settings, database: Database, secrets: Secrets, guard: LoginGuard
 ) -> tuple[IdentityProvider, Purge]:
@@ -210,7 +217,7 @@ def _identity(
             jwt_secret=settings.supabase_jwt_secret,
             jwt_issuer=settings.supabase_jwt_issuer,
         )
-        supabase = SupabaseIdentity(config, database)
+        supabase = SupabaseIdentity(config, database, guard=guard)
         return supabase, supabase.purge
     local = LocalIdentity(database, secrets, guard=guard)
     return local, local.purge

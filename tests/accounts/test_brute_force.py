@@ -262,6 +262,12 @@ async def test_registrations_of_one_address_are_slowed_down(clock: Clock) -> Non
     await guard.registration("203.0.113.7")
 
 
+async def test_registrations_need_not_be_slowed_down(clock: Clock) -> None:
+    guard = guard_of(clock, registration=Pace(free=0, first_delay=1.0, longest_delay=1.0, forget=1.0))
+    for _ in range(1_000):
+        await guard.registration("203.0.113.7")
+
+
 # Bounds --------------------------------------------------------------------------------------------------------------
 
 

@@ -84,14 +84,18 @@ async def test_longest_password_and_a_longer_one(passwords: Passwords) -> None:
     assert time.process_time() - begun < 0.01, "it is not even looked at"
 
 
-@pytest.mark.parametrize("password", ["", "1234567", "x" * (LONGEST + 1), "ADA@example.com"])
+@pytest.mark.parametrize(
+    "password", ["", "1234567", "xy" * LONGEST, "ADA@example.com", "12345678", "Password123", "aaaaaaaa", "AAAAaaaa"]
+)
 def test_weak_password(password: str) -> None:
     with pytest.raises(WeakPassword) as caught:
         check_strength(password, "ada@example.com", param="new_password")
     assert caught.value.param == "new_password"
 
 
-@pytest.mark.parametrize("password", ["12345678", "x" * LONGEST, "Öl & Ärger", " " * 8, "'; DROP TABLE passwords; --"])
+@pytest.mark.parametrize(
+    "password", ["12345679", "xy" * (LONGEST // 2), "Öl & Ärger", " " * 7 + "x", "'; DROP TABLE passwords; --"]
+)
 def test_password_that_will_do(password: str) -> None:
     check_strength(password, "ada@example.com")
 

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import ColumnElement, delete, select, update
 
 from gateway.accounts.brute_force import Attempt, LoginGuard
-from gateway.accounts.errors import AccountBlocked, AccountExists, InvalidCredentials, InvalidToken
+from gateway.accounts.errors import AccountBlocked, AccountExists, InvalidCredentials, InvalidToken, SamePassword
 from gateway.accounts.identity.protocol import Tokens, Verified
 from gateway.accounts.identity.sessions import Begun, Sessions
 from gateway.accounts.identity.tokens import LIFETIME, AccessTokens
@@ -106,6 +106,8 @@ class LocalIdentity:
         async with self._hashes.place():
             await self._check_password(stored, current, verified)
             check_strength(new, stored.email, param="new_password")
+            if new == current:
+                raise SamePassword
             begun = await self._replace(stored, await self._hashes.hash(new))
         return self._given(begun)
 
@@ -179,8 +181,7 @@ class LocalIdentity:
 
     async def _check_password(self, stored: Stored, password: str, verified: Verified) -> None:
         """Refuse a wrong password of who has a session already."""
-        # Who holds a stolen access token is counted apart from where the user logs in.
-        async with self._guard.attempt(stored.email, f"session {verified.session_id}") as attempt:
+        async with self._guard.session(stored.email, verified.session_id) as attempt:
             if not (await self._verdict(stored, password)).is_right:
                 attempt.failed()
                 raise InvalidCredentials("The current password is wrong. Check it, then try again.")

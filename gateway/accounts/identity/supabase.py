@@ -5,13 +5,15 @@ checked here, so a session that is ended elsewhere holds until its token expires
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 from urllib.parse import quote
 
 import msgspec
 import structlog
 
+from gateway.accounts.brute_force import Attempt, LoginGuard
 from gateway.accounts.errors import AccountExists, InvalidCredentials, InvalidToken
 from gateway.accounts.identity.ended_sessions import EndedSessions
 from gateway.accounts.identity.protocol import NewUser, Tokens, Verified
@@ -102,6 +104,7 @@ class SupabaseIdentity:
         config: SupabaseConfig,
         database: Database,
         *,
+        guard: LoginGuard | None = None,
         service: RemoteService | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -111,6 +114,7 @@ class SupabaseIdentity:
             RemoteConfig("Supabase Auth", "identity", f"{config.url.rstrip('/')}/auth/v1", answer=config.answer)
         )
         self._tokens = SupabaseTokens(TokenConfig(config.jwt_secret, config.jwt_issuer), self._key_set)
+        self._guard = guard or LoginGuard()
         self._ended = EndedSessions(database, LONGEST_TOKEN, now)
 
     async def close(self) -> None:
@@ -122,14 +126,17 @@ class SupabaseIdentity:
 
         ``NewUser`` where the address is to be confirmed first; Supabase Auth does not say then whether it was known.
         """
+        if address is not None:
+            await self._guard.registration(address)
         try:
             if address is None and self._config.service_key:
                 await self._administrate("POST", "admin/users", _ConfirmedUser(email, password))
-                return await self.login(email, password, "")
+                return await self._login(email, password, "")
             reply = await self._ask("register", "POST", "signup", _Credentials(email, password), address or "")
         except AccountExists:
             try:
-                return await self.login(email, password, address or "")
+                async with _noticing(self._guard.attempt(email, address)):
+                    return await self._login(email, password, address or "")
             except InvalidCredentials:
                 raise AccountExists from None
         made = self._service.decoded(reply, _SignUp)
@@ -139,13 +146,19 @@ class SupabaseIdentity:
 
     async def login(self, email: str, password: str, address: str) -> Tokens:
         """Begin a session; raises ``InvalidCredentials``, ``EmailNotConfirmed``, ``AccountBlocked``."""
+        async with _noticing(self._guard.attempt(email, address)):
+            return await self._login(email, password, address)
+
+    async def _login(self, email: str, password: str, address: str) -> Tokens:
         asked = _Credentials(email, password)
         return self._session(await self._ask("login", "POST", "token?grant_type=password", asked, address), email)
 
     async def refresh(self, refresh_token: str, address: str) -> Tokens:
         """Change a refresh token for a new pair; raises ``InvalidRefreshToken`` and ``AccountBlocked``."""
         asked = _Refresh(refresh_token)
-        return self._session(await self._ask("refresh", "POST", "token?grant_type=refresh_token", asked, address))
+        tokens = self._session(await self._ask("refresh", "POST", "token?grant_type=refresh_token", asked, address))
+        await self._guard.knows(tokens.email, address)
+        return tokens
 
     async def logout(self, token: str, verified: Verified, *, everywhere: bool) -> None:
         """End the session of this access token, or all of its user's; one that is over already is no error."""
@@ -165,7 +178,8 @@ class SupabaseIdentity:
     async def change_password(self, token: str, verified: Verified, current: str, new: str) -> Tokens:
         """Change the password in a new session, which ends all other ones."""
         email = verified.email or await self._email_of(token)
-        tokens = await self.login(email, current, "")
+        async with _noticing(self._guard.session(email, verified.session_id)):
+            tokens = await self._login(email, current, "")
         reply = await self._service.ask(
             "PUT", "user", headers=self._headers(token=tokens.access_token), body=_NewPassword(new, current)
         )
@@ -269,6 +283,18 @@ class SupabaseIdentity:
             if self._config.service_key.startswith(SECRET_KEY_PREFIX):
                 key = self._config.service_key
         return headers | {"apikey": key, "Authorization": f"Bearer {token or key}"}
+
+
+@asynccontextmanager
+async def _noticing(attempting: AbstractAsyncContextManager[Attempt]) -> AsyncIterator[None]:
+    """Let an attempt be made, and tell the guard whether the password was right."""
+    async with attempting as attempt:
+        try:
+            yield
+        except InvalidCredentials:
+            attempt.failed()
+            raise
+        attempt.succeeded()
 
 
 def _user_path(user_id: str) -> str:

@@ -17,6 +17,7 @@ from gateway.accounts.errors import (
     InvalidToken,
     PasswordRefused,
     RegistrationClosed,
+    SamePassword,
     TooManyAttempts,
 )
 from gateway.accounts.remote import Reply
@@ -44,12 +45,6 @@ _decode: Final = msgspec.json.Decoder(_Failure, strict=False).decode
 
 def _wrong_email() -> GatewayError:
     return InvalidRequest("This e-mail address is not accepted. Send another one.", param="email")
-
-
-def _same_password() -> GatewayError:
-    return InvalidRequest(
-        "The new password is the old one. Send another one.", param="new_password", code="same_password"
-    )
 
 
 def _wrong_fields() -> GatewayError:
@@ -91,7 +86,7 @@ _CODES: Final[dict[str, Callable[[], GatewayError]]] = {
     "reauthentication_needed": InvalidToken,
     "refresh_token_already_used": InvalidRefreshToken,
     "refresh_token_not_found": InvalidRefreshToken,
-    "same_password": _same_password,
+    "same_password": SamePassword,
     "session_expired": InvalidToken,
     "session_not_found": InvalidToken,
     "signup_disabled": RegistrationClosed,

@@ -15,6 +15,7 @@ from gateway.accounts.errors import (
     InvalidRefreshToken,
     InvalidToken,
     PasswordsBusy,
+    SamePassword,
     TooManyAttempts,
     WeakPassword,
 )
@@ -235,6 +236,15 @@ async def test_no_password_is_in_the_database(address: Address, request: pytest.
     assert EMAIL.encode() in stolen
     for secret in (PASSWORD, PASSWORD.encode().hex(), SECRET_KEY):
         assert secret.encode() not in stolen
+
+
+async def test_new_password_is_another_one(identity: LocalIdentity) -> None:
+    tokens = await identity.register(EMAIL, PASSWORD, HOME)
+    verified = await identity.verify(tokens.access_token)
+    with pytest.raises(SamePassword) as raised:
+        await identity.change_password(tokens.access_token, verified, PASSWORD, PASSWORD)
+    assert (raised.value.status, raised.value.code) == (400, "same_password")
+    assert (await identity.verify(tokens.access_token)).user_id == tokens.user_id, "no session ends"
 
 
 # What ends sessions --------------------------------------------------------------------------------------------------

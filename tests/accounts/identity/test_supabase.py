@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import structlog
 
+from gateway.accounts.brute_force import GuardConfig, LoginGuard
 from gateway.accounts.errors import (
     AccountBlocked,
     AccountExists,
@@ -40,6 +41,12 @@ RECORDED_USER: Final = "01a1f977-135c-72fd-a178-c77fa0c53be4"
 def refused(status: int, code: str, **headers: str) -> Sample:
     """Return a refusal as supabase/auth writes it for the version of its API that is asked for."""
     return Sample(status, {"code": code, "message": "text"}, {"X-Supabase-Api-Version": "2024-01-01", **headers})
+
+
+def told(verified: Verified) -> Verified:
+    """Return whom a token speaks for, whenever it was issued."""
+    assert abs(verified.issued_at - time.time()) < 60
+    return msgspec.structs.replace(verified, issued_at=0.0)
 
 
 @pytest.fixture
@@ -147,6 +154,32 @@ async def test_operator_without_a_service_key_signs_up(server: RecordedService, 
     await identity.close()
 
 
+async def test_guesses_are_slowed_down(server: RecordedService, identity: SupabaseIdentity) -> None:
+    """Supabase Auth has no bound of its own by account."""
+    server.on("POST", TOKEN, *([refused(400, "invalid_credentials")] * 40))
+    found = []
+    for _ in range(40):
+        with pytest.raises((InvalidCredentials, TooManyAttempts)) as raised:
+            await identity.login(EMAIL, "wrong", "192.0.2.7")
+        found.append(type(raised.value))
+    assert found[:5] == [InvalidCredentials] * 5
+    assert found[-1] is TooManyAttempts
+    assert len(server.asked("POST", TOKEN)) < 10, "Supabase is asked no more"
+
+
+async def test_registrations_of_one_address_are_bounded(server: RecordedService, database: Database) -> None:
+    config = msgspec.convert({"url": server.url, "anon_key": ANON}, SupabaseConfig)
+    pace = msgspec.structs.replace(GuardConfig().registration, free=2)
+    identity = SupabaseIdentity(config, database, guard=LoginGuard(GuardConfig(registration=pace)))
+    server.on("POST", SIGNUP, *([sample("supabase/signup")] * 4))
+    for _ in range(2):
+        await identity.register(EMAIL, "Passw0rd!x", "192.0.2.7")
+    with pytest.raises(TooManyAttempts):
+        await identity.register(EMAIL, "Passw0rd!x", "192.0.2.7")
+    await identity.register(EMAIL, "Passw0rd!x", "192.0.2.8")
+    await identity.close()
+
+
 # Sessions ------------------------------------------------------------------------------------------------------------
 
 
@@ -239,16 +272,16 @@ async def test_address_that_is_not_known(server: RecordedService, identity: Supa
 
 
 async def test_token_is_checked_without_asking(server: RecordedService, identity: SupabaseIdentity) -> None:
-    assert await identity.verify(by_secret()) == ANN
-    assert await identity.verify(by_secret(email="", session_id=None)) == Verified(USER, None, None)
+    assert told(await identity.verify(by_secret())) == ANN
+    assert told(await identity.verify(by_secret(email="", session_id=None))) == Verified(USER, None, None)
     assert server.requests == []
 
 
 async def test_token_is_checked_by_the_key_set(server: RecordedService, database: Database) -> None:
     identity = await identity_of(server, database, jwt_secret="")
     server.on("GET", JWKS, Sample(200, {"keys": [published()]}))
-    assert await identity.verify(by_key()) == ANN
-    assert await identity.verify(by_key()) == ANN
+    assert told(await identity.verify(by_key())) == ANN
+    assert told(await identity.verify(by_key())) == ANN
     assert len(server.requests) == 1
     with pytest.raises(InvalidToken):
         await identity.verify(by_secret())
@@ -317,7 +350,7 @@ async def test_logout_that_is_refused(server: RecordedService, identity: Supabas
     server.on("POST", LOGOUT, refused(400, "validation_failed"))
     with pytest.raises(InvalidRequest):
         await identity.logout(by_secret(), ANN, everywhere=False)
-    assert await identity.verify(by_secret()) == ANN
+    assert told(await identity.verify(by_secret())) == ANN
 
 
 # Password ------------------------------------------------------------------------------------------------------------
@@ -346,7 +379,7 @@ async def test_wrong_current_password(server: RecordedService, identity: Supabas
     with pytest.raises(InvalidCredentials):
         await identity.change_password(by_secret(), ANN, "wrong", "An0ther!x")
     assert not server.asked("PUT", "/auth/v1/user")
-    assert await identity.verify(by_secret()) == ANN
+    assert told(await identity.verify(by_secret())) == ANN
 
 
 async def test_new_password_that_is_refused_leaves_no_session(
@@ -359,7 +392,7 @@ async def test_new_password_that_is_refused_leaves_no_session(
         await identity.change_password(by_secret(), ANN, "Passw0rd!x", "1")
     begun = sample("supabase/token-password").response["access_token"]
     assert server.asked("POST", LOGOUT)[0].headers["Authorization"] == f"Bearer {begun}"
-    assert await identity.verify(by_secret()) == ANN
+    assert told(await identity.verify(by_secret())) == ANN
 
 
 async def test_address_that_the_token_does_not_tell(server: RecordedService, identity: SupabaseIdentity) -> None:
