@@ -170,18 +170,21 @@ def _responses(shape: Shape, schemas: _Schemas) -> Node:
 
 
 def _events(shape: Shape, schemas: _Schemas) -> Node:
-    """Return what stands for a stream: OpenAPI 3.1 has no schema for events one by one, so it is a row of them."""
+    """Return what stands for a stream: as in OpenAPI 3.2, what each of its events is."""
     if not shape.events:
         return {}
-    items = [
+    kinds = [
         {
             "type": "object",
-            "properties": {"event": {"const": name}, "data": schemas.of(kind)},
+            "properties": {
+                "event": {"const": name},
+                "data": {"type": "string", "contentMediaType": JSON, "contentSchema": schemas.of(kind)},
+            },
             "required": ["event", "data"],
         }
         for name, kind in shape.events.items()
     ]
-    return {"schema": {"type": "array", "description": "Server-sent events.", "items": {"oneOf": items}}}
+    return {"schema": {"description": "Each of the server-sent events.", "oneOf": kinds}}
 
 
 def _answer(shape: Shape, kind: Kind | None, schemas: _Schemas) -> Node:

@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from gateway.accounts.profiles import Budget
+from gateway.errors import BudgetHeld
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Database
 from gateway.translation.agent_events import Usage
@@ -53,7 +54,11 @@ async def _run(path: Path, acks: Acks, round_number: int) -> None:
 async def _client(house: House, acks: Acks, round_number: int, number: int) -> None:
     chance = random.Random(f"{round_number} {number}")
     while True:
-        turn_id = await house.open(chance.choice(USERS))
+        try:
+            turn_id = await house.open(chance.choice(USERS))
+        except BudgetHeld:  # as long as no turn of that user tells what one costs
+            await asyncio.sleep(0.001)
+            continue
         acks.note("begun", turn_id)
         if chance.random() < 0.1:
             acks.note("unsent", turn_id)
@@ -79,7 +84,7 @@ def _crash(path: Path, acks: Acks, round_number: int, chance: random.Random) -> 
     if not child:
         asyncio.run(_run(path, acks, round_number))
         os._exit(1)
-    while awaited and acks.path.read_bytes().count(awaited) == before:
+    while awaited and acks.path.read_bytes().count(awaited) == before and not os.waitpid(child, os.WNOHANG)[0]:
         time.sleep(0.001)
     time.sleep(chance.random() * 0.05)
     os.kill(child, signal.SIGKILL)

@@ -47,6 +47,7 @@ def test_protocols_ask_for_what_the_design_says() -> None:
         "create_agent",
         "delete_agent",
         "delete_provider",
+        "set_provider",
         "memory",
         "model",
         "write_memory",

@@ -157,9 +157,13 @@ def test_whatever_is_sent_is_answered_as_described(case: schemathesis.Case[Any],
 def test_streamed_chat_says_what_its_events_are() -> None:
     operation = DOCUMENT["paths"]["/api/v1/chat/message"]["post"]
     schema = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
-    names = {item["properties"]["event"]["const"]: item["properties"]["data"] for item in schema["items"]["oneOf"]}
+    names = {item["properties"]["event"]["const"]: item["properties"]["data"] for item in schema["oneOf"]}
     assert list(names) == ["start", "reasoning", "text", "tool", "usage", "done", "error"]
-    assert names["start"] == {"$ref": "#/components/schemas/Started"}
+    assert names["start"] == {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": "#/components/schemas/Started"},
+    }
     assert {"Started", "Piece", "Done", "TokenCounts"} <= DOCUMENT["components"]["schemas"].keys()
 
 

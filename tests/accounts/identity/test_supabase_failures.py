@@ -12,6 +12,7 @@ from gateway.accounts.errors import (
     InvalidToken,
     PasswordRefused,
     RegistrationClosed,
+    SamePassword,
     TooManyAttempts,
 )
 from gateway.accounts.identity.supabase_failures import Asked, code_of, refusal
@@ -75,7 +76,7 @@ def test_code_that_stands_in_a_header() -> None:
         ("refresh", "user_banned", AccountBlocked, 403),
         ("session", "bad_jwt", InvalidToken, 401),
         ("session", "session_not_found", InvalidToken, 401),
-        ("session", "same_password", InvalidRequest, 400),
+        ("session", "same_password", SamePassword, 400),
         ("session", "weak_password", PasswordRefused, 400),
         ("session", "insufficient_aal", Forbidden, 403),
         ("session", "user_sso_managed", Forbidden, 403),
