@@ -28,7 +28,7 @@ import structlog
 from aiohttp import web
 
 from gateway import keys
-from gateway.errors import GatewayError, InternalError, InvalidRequest, Overloaded, RequestTimeout
+from gateway.errors import GatewayError, InternalError, InvalidRequest, Overloaded, RequestTimeout, dealt_with
 from gateway.metrics import Metrics
 from gateway.server.descriptors import connections_that_fit
 from gateway.server.turnstile import Turnstile
@@ -215,6 +215,8 @@ class GuardedProtocol(web.RequestHandler):
             _log.warning("request refused by the server", status=status, kind=type(exc).__name__)
         else:
             _log.error("request failed outside the chain", exc_info=exc)
+        if exc is not None:
+            dealt_with(exc)
         response = web.Response(
             body=error.body(),
             status=status,

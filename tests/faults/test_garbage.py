@@ -95,6 +95,12 @@ async def broken_json(gateway: Gateway) -> None:
     assert (await ask(gateway.port, "POST", "/v1/chat/completions", JSON, b"{")).status == 400
 
 
+async def malformed_head(gateway: Gateway) -> None:
+    async with gateway.connect() as client:
+        await client.send(b"GET /health HTTP/1.1\r\nno header\r\n\r\n" + b"x" * 10_000)
+        assert (await client.answer()).status == 400
+
+
 async def left_early(gateway: Gateway) -> None:
     async with gateway.streaming() as client:
         assert (await client.head()).status == 200
@@ -108,6 +114,7 @@ SITUATIONS: Final[dict[str, tuple[Script, Doing]]] = {
     "streamed response": (ANSWER, responses(stream=True)),
     "wrong model": (ANSWER, answered(404, model="nobody")),
     "broken JSON": (ANSWER, broken_json),
+    "malformed head": (ANSWER, malformed_head),
     "refused by Letta": ((status(500, {}),), answered(502)),
     "broken off": ((*BEGIN, says("Hel"), resets()), answered(stream=True)),
     "left early": ((*BEGIN, says("Hel"), until_cancelled()), left_early),
