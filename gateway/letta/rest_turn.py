@@ -411,11 +411,13 @@ def _unheard(_: Batch) -> bool:
 
 
 async def _read_to_the_end(response: aiohttp.ClientResponse) -> None:
-    with contextlib.suppress(*_BROKEN):
-        async with asyncio.timeout(END_OF_BODY):
-            while await response.content.readany():
-                pass
-    _release(response)
+    try:
+        with contextlib.suppress(*_BROKEN):
+            async with asyncio.timeout(END_OF_BODY):
+                while await response.content.readany():
+                    pass
+    finally:  # at the end of the process this is cancelled
+        _release(response)
 
 
 def _release(response: aiohttp.ClientResponse) -> None:

@@ -45,7 +45,7 @@ AFTER_GRACE: Final = 20.0
 """Seconds that the end may take once the grace is over: turns settled, connections closed, a local Letta ended."""
 
 _log: Final = structlog.get_logger("gateway.server")
-_ALLOCATIONS: Final = 10_000
+_ALLOCATIONS: Final = 2_000
 """After so many new objects more than went, the youngest are looked through."""
 
 
