@@ -39,6 +39,22 @@ async def backend(server: V1Server) -> AsyncIterator[RestBackend]:
     await backend.close()
 
 
+async def test_agent_that_is_there_goes_to_a_provider_of_its_own(backend: RestBackend, model: RunningDemoModel) -> None:
+    """First of all: later the server may know its own model by the provider of a user who is gone."""
+    with demo_model_in_thread() as anns:
+        user = f"test-{uuid.uuid4().hex[:8]}"
+        agent = await backend.create_agent(spec_of(user, model=f"openai-proxy/{MODEL}"))
+        await say(backend, agent, "I am called Ann")
+        provider, before = ModelProvider(user, anns.base_url, f"key-of-{user}"), len(model.requests)
+        for _ in range(2):
+            await backend.set_provider(agent.id, spec_of(user, model=MODEL, provider=provider))
+        await say(backend, agent, "hello")
+        assert (len(anns.requests), len(model.requests)) == (1, before)
+        assert "I am called Ann" in seen(anns), "it remembers what was said before"
+        await backend.delete_agent(agent.id)
+        await backend.delete_provider(user)
+
+
 async def test_deleted_provider_leaves_the_others_their_models(backend: RestBackend) -> None:
     """A model of one name stands under one provider of the server, mostly the first, who stays without a key."""
     with demo_model_in_thread() as proxy:
@@ -83,18 +99,3 @@ async def test_provider_of_its_own_answers_for_each_agent(backend: RestBackend, 
         assert len(model.requests) == before
         for agent in made:
             await backend.delete_agent(agent.id)
-
-
-async def test_agent_that_is_there_goes_to_a_provider_of_its_own(backend: RestBackend, model: RunningDemoModel) -> None:
-    with demo_model_in_thread() as anns:
-        user = f"test-{uuid.uuid4().hex[:8]}"
-        agent = await backend.create_agent(spec_of(user, model=f"openai-proxy/{MODEL}"))
-        await say(backend, agent, "I am called Ann")
-        provider, before = ModelProvider(user, anns.base_url, f"key-of-{user}"), len(model.requests)
-        for _ in range(2):
-            await backend.set_provider(agent.id, spec_of(user, model=MODEL, provider=provider))
-        await say(backend, agent, "hello")
-        assert (len(anns.requests), len(model.requests)) == (1, before)
-        assert "I am called Ann" in seen(anns), "it remembers what was said before"
-        await backend.delete_agent(agent.id)
-        await backend.delete_provider(user)
