@@ -215,16 +215,6 @@ def test_end_of_a_pod_leaves_time_for_the_grace(name: str, nowhere: None) -> Non
     assert given >= sleep + settings(name).grace + MARGIN
 
 
-@pytest.mark.parametrize("name", SCALED)
-def test_secret_without_the_stores_addresses_starts_no_gateway(name: str, nowhere: None) -> None:
-    """Each would have a database of its own, and users would come and go."""
-    forgotten = {"LETTA_GATEWAY_DATABASE_URL": "", "LETTA_GATEWAY_REDIS_URL": ""}
-    with pytest.raises(
-        SettingError, match=r"set LETTA_GATEWAY_DATABASE_URL \(PostgreSQL\) and LETTA_GATEWAY_REDIS_URL"
-    ):
-        load({**environment(name), **forgotten})
-
-
 @pytest.mark.parametrize("name", OVERLAYS)
 async def test_gateway_with_this_environment_answers_the_probes(name: str, tmp_path: Path) -> None:
     """On ports of its own, and with the one store that is there."""
@@ -248,6 +238,7 @@ async def test_gateway_with_this_environment_answers_the_probes(name: str, tmp_p
 
 @pytest.mark.parametrize("name", SCALED)
 def test_replicas_whose_secret_was_not_filled_in_do_not_start(name: str, nowhere: None) -> None:
+    """Each would have a database of its own, and users would come and go."""
     stores = dict.fromkeys(("LETTA_GATEWAY_DATABASE_URL", "LETTA_GATEWAY_REDIS_URL"), "")
     with pytest.raises(SettingError, match="set LETTA_GATEWAY_REDIS_URL"):
         load({**environment(name), **stores})
