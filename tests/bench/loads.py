@@ -47,6 +47,8 @@ _WORDS: Final = 10
 """What a round of the soak asks for."""
 _FILES_MEANWHILE: Final = 24
 """Open files by which two moments of a soak may differ: connections of requests under way."""
+_BRIEFLY: Final = 30.0
+"""Seconds that the ways beside the gateway's are held."""
 _serial = itertools.count()
 
 
@@ -67,13 +69,18 @@ def held(options: argparse.Namespace) -> Iterator[Row]:
     """Hold 5,000 streams."""
     plan = Plan(hold=options.hold, held_ramp=40.0)
     with _both(5_000) as (direct, gateway):
-        ours, theirs = (uvloop.run(measure.held(target, 5_000, plan)) for target in (gateway, direct))
+        ours = uvloop.run(measure.held(gateway, 5_000, plan))
+    # As long is not needed of what drops nothing by itself, nor of what it weighs.
+    briefly = Plan(hold=min(plan.hold, _BRIEFLY), held_ramp=plan.held_ramp)
+    with targets.upstream(5_000) as direct, targets.passthrough(direct.port) as relay:
+        theirs, bare = (uvloop.run(measure.held(target, 5_000, briefly)) for target in (direct, relay))
     dropped = f"{len(ours.errors)} dropped, p99 {ours.latency.p99:.1f} ms, {ours.cpu_share:.0%} of a core"
-    plain = f"{len(theirs.errors)} dropped, p99 {theirs.latency.p99:.1f} ms"
+    plain = f"{len(theirs.errors)} dropped in {briefly.hold:g} s, p99 {theirs.latency.p99:.1f} ms"
     yield Row(f"5,000 streams of 1 event/s for {options.hold:g} s", "0 dropped", dropped, plain, not ours.errors)
     each = _each(ours)
     peak = f"{ours.peak_rss / _MIB:.0f} MiB in all"
-    yield Row("memory of each of these", "<= 64 KiB", f"{each:.1f} KiB ({peak})", "-", each <= 64)
+    alone = f"pass-through: {_each(bare):.1f} KiB"
+    yield Row("memory of each of these", "<= 64 KiB", f"{each:.1f} KiB ({peak})", alone, each <= 64)
 
 
 def jitter(_options: argparse.Namespace) -> Iterator[Row]:
@@ -96,15 +103,35 @@ def jitter(_options: argparse.Namespace) -> Iterator[Row]:
 def events(_options: argparse.Namespace) -> Iterator[Row]:
     """Relay 16,000 events a second."""
     plan = Plan(ramp=3.0, window=8.0)
-    with _both(400) as (direct, gateway):
-        ours = uvloop.run(measure.streaming(gateway, direct.process, plan, 400, 40.0))
+    with _both(400) as (direct, gateway), targets.passthrough(direct.port) as relay:
+        bare, ours = (
+            uvloop.run(measure.streaming(target, direct.process, plan, 400, 40.0)) for target in (relay, gateway)
+        )
     per_core = 1e6 / ours.cpu_us
     yield Row(
         "400 streams of 40 events/s: events per second of a core",
         ">= 5,000",
         f"{per_core:,.0f} ({ours.kept_up:.0%} of the pace kept, {ours.events_per_read:.2f} events per read)",
-        "-",
+        f"pass-through: {1e6 / bare.cpu_us:,.0f}",
         per_core >= 5_000 and ours.kept_up > 0.97 and not ours.errors,
+    )
+
+
+def first_token(_options: argparse.Namespace) -> Iterator[Row]:
+    """Send new streams into 500 live ones."""
+    plan = Plan(ramp=5.0)
+    with _both(600) as (direct, gateway), targets.passthrough(direct.port) as relay:
+        plain, bare, ours = (
+            uvloop.run(measure.first_token(target, 500, 2.0, plan)) for target in (direct, relay, gateway)
+        )
+    median, added = (each - plain.first_token.p50 for each in (ours.first_token.p50, ours.first_token.p99))
+    bare_median, bare_added = (each - plain.first_token.p50 for each in (bare.first_token.p50, bare.first_token.p99))
+    yield Row(
+        "added to the time to the first token, among 500 streams of 2 events/s",
+        "<= 3 / 15 ms p50 / p99",
+        f"{median:.1f} / {added:.1f} ms of {ours.probes}",
+        f"pass-through: {bare_median:.1f} / {bare_added:.1f} ms",
+        median <= 3 and added <= 15 and not ours.errors,
     )
 
 
@@ -195,17 +222,21 @@ def _send_bodies(target: Target, over: threading.Event) -> str:
 def requests(_options: argparse.Namespace) -> Iterator[Row]:
     """Ask for whole answers: one, sixteen, sixty-four at a time."""
     plan = Plan(request_seconds=5.0)
-    with _both(64) as (direct, gateway):
+    with _both(64) as (direct, gateway), targets.passthrough(direct.port) as relay:
         for workers, p50, p99 in ((1, 1, 3), (16, None, 10), (64, None, 40)):
-            theirs, ours = (uvloop.run(measure.requests(target, workers, plan)) for target in (direct, gateway))
+            theirs, bare, ours = (
+                uvloop.run(measure.requests(target, workers, plan)) for target in (direct, relay, gateway)
+            )
             added = ours.latency.p99 - theirs.latency.p50
             promise = f"<= {p50} / {p99} ms" if p50 else f"p99 <= {p99} ms"
             median = ours.latency.p50 - theirs.latency.p50
             kept = added <= p99 and (p50 is None or median <= p50) and not ours.errors
-            plain = f"{theirs.latency.p50:.2f} / {theirs.latency.p99:.2f} ms"
+            bare_median, bare_added = (each - theirs.latency.p50 for each in (bare.latency.p50, bare.latency.p99))
+            plain = f"pass-through: {bare_median:.2f} / {bare_added:.2f} ms"
             yield Row(f"added to a whole answer, c={workers}", promise, f"{median:.2f} / {added:.2f} ms", plain, kept)
             if workers == 64:
-                rate, plain = ours.per_second, f"{theirs.per_second:,.0f}/s"
+                rate = ours.per_second
+                plain = f"{theirs.per_second:,.0f}/s; pass-through: {bare.per_second:,.0f}/s"
                 yield Row("whole answers, c=64", ">= 800/s", f"{rate:,.0f}/s", plain, rate >= 800)
 
 
@@ -213,6 +244,8 @@ def replicas(_options: argparse.Namespace) -> Iterator[Row]:
     """Ask one gateway, then three, behind nginx as it is deployed, with PostgreSQL and Redis."""
     rates, refused = {}, 0
     with targets.upstream(_USERS) as direct:
+        with targets.nginx(direct.port) as relay:
+            bare = uvloop.run(measure.requests(relay, _USERS, Plan(request_seconds=6.0)))
         for count in (1, 3):
             with _company(direct.port, count) as front:
                 uvloop.run(measure.warm_up(front, _USERS))
@@ -224,7 +257,7 @@ def replicas(_options: argparse.Namespace) -> Iterator[Row]:
         f"each of {_USERS} users asking in a loop",
         "0 refused",
         f"{rates[1]:,.0f} and {rates[3]:,.0f}/s, {refused} refused",
-        "-",
+        f"nginx alone: {bare.per_second:,.0f}/s",
         not refused,
     )
 
@@ -245,26 +278,41 @@ def _company(upstream: int, count: int) -> Iterator[Target]:
         yield Target(f"{count} gateways", port, process, targets.ask_as_a_user)
 
 
+GUESSES: Final = {
+    "requests with keys that were made up": targets.guess_a_key,
+    "requests with keys of the right shape": targets.guess_a_personal_key,
+    "requests with forged access tokens": targets.forge_a_token,
+}
+
+
 def wrong_keys(_options: argparse.Namespace) -> Iterator[Row]:
-    """Guess keys as fast as 64 connections can."""
-    with _both(1, LETTA_GATEWAY_RATE_LIMIT="1000000/second") as (_, gateway):
-        cpu = gateway.process.cpu_seconds()
-        guesses = [targets.ask_with_a_wrong_key(number) for number in range(64)]
-        latencies, seconds, errors = uvloop.run(ask_in_a_loop(gateway.port, guesses, 0, 5.0, status=b"HTTP/1.1 401"))
-        each = (gateway.process.cpu_seconds() - cpu) / len(latencies) * 1e3
-    took = quantiles(latencies)
-    yield Row(
-        "requests with wrong keys, 64 at a time: CPU of each",
-        "< 1 ms",
-        f"{each:.2f} ms ({len(latencies) / seconds:,.0f}/s, p99 {took.p99:.0f} ms)",
-        "-",
-        each < 1 and not errors,
-    )
+    """Guess keys of each kind as fast as 64 connections can."""
+    with _both(64, LETTA_GATEWAY_RATE_LIMIT="1000000/second") as (direct, gateway):
+        with targets.passthrough(direct.port) as relay:
+            bare, *_ = uvloop.run(_cost(relay, [relay.request(Asking(0, _words(3, 0), stream=False))] * _USERS, b"200"))
+        for kind, guess in GUESSES.items():
+            guesses = [guess(number) for number in range(_USERS)]
+            each, rate, took, errors = uvloop.run(_cost(gateway, guesses, b"401"))
+            yield Row(
+                f"{kind}, 64 at a time: CPU of each",
+                "< 1 ms",
+                f"{each:.2f} ms ({rate:,.0f}/s, p99 {took.p99:.0f} ms)",
+                f"pass-through, of a whole answer: {bare:.2f} ms",
+                each < 1 and not errors,
+            )
+
+
+async def _cost(target: Target, requests: list[bytes], status: bytes) -> tuple[float, float, Quantiles, list[str]]:
+    """Say what a request takes of the processor in milliseconds, how many come in a second, and when."""
+    cpu = target.process.cpu_seconds()
+    latencies, seconds, errors = await ask_in_a_loop(target.port, requests, 0, 5.0, status=b"HTTP/1.1 " + status)
+    each = (target.process.cpu_seconds() - cpu) / len(latencies) * 1e3
+    return each, len(latencies) / seconds, quantiles(latencies), errors
 
 
 def overload(_options: argparse.Namespace) -> Iterator[Row]:
     """Offer three times what the gateway lets in, then what it can carry."""
-    with _both(300, LETTA_GATEWAY_MAX_TURNS="50") as (_, gateway):
+    with _both(300, LETTA_GATEWAY_MAX_TURNS="25") as (_, gateway):
         peak, during, refusals, after = uvloop.run(_overload(gateway))
     good, others = during[200], during.total() - during[200] - during[503] - during[429]
     yield Row(
@@ -280,10 +328,10 @@ def overload(_options: argparse.Namespace) -> Iterator[Row]:
 
 async def _overload(target: Target) -> tuple[float, Counter[int], Quantiles, float]:
     def asking(number: int) -> bytes:
-        return target.request(Asking(number, _words(5, 0.2), stream=False))
+        return target.request(Asking(number, _words(5, 0.1), stream=False))
 
     await measure.warm_up(target, 64)
-    latencies, seconds, _ = await ask_in_a_loop(target.port, [asking(number) for number in range(50)], 5, 6.0)
+    latencies, seconds, _ = await ask_in_a_loop(target.port, [asking(number) for number in range(25)], 5, 6.0)
     peak = len(latencies) / seconds
     answers: list[tuple[int, float]] = []
     async with asyncio.TaskGroup() as group:
@@ -293,7 +341,7 @@ async def _overload(target: Target) -> tuple[float, Counter[int], Quantiles, flo
             due += 1 / (3 * peak)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
     refused = [seconds for status, seconds in answers if status in (429, 503)]
-    after, seconds, _ = await ask_in_a_loop(target.port, [asking(number) for number in range(50)], 5, 2.0)
+    after, seconds, _ = await ask_in_a_loop(target.port, [asking(number) for number in range(25)], 5, 2.0)
     return peak, Counter(status for status, _ in answers), quantiles(refused), len(after) / seconds
 
 
@@ -312,6 +360,8 @@ async def _once(port: int, request: bytes, answers: list[tuple[int, float]]) -> 
 def starts(_options: argparse.Namespace) -> Iterator[Row]:
     """Start five times, and go when idle."""
     ready, ends, sizes = [], [], []
+    with targets.upstream(1) as direct, targets.passthrough(direct.port) as relay:
+        bare_size, bare_start = relay.process.rss() / _MIB, relay.process.seconds_to_ready
     for _ in range(5):
         with suppress(DiedError), _both(1) as (_, gateway):
             ready.append(gateway.process.seconds_to_ready)
@@ -320,8 +370,9 @@ def starts(_options: argparse.Namespace) -> Iterator[Row]:
             _end(gateway.process.pid)
             ends.append(time.monotonic() - began)
     start, end, size = (statistics.median(each) for each in (ready, ends, sizes))
-    yield Row("base memory", "<= 120 MiB", f"{size:.0f} MiB", "-", size <= 120)
-    yield Row("start to ready / idle to gone", "< 2 / 1 s", f"{start:.2f} / {end:.2f} s", "-", start < 2 and end < 1)
+    yield Row("base memory", "<= 120 MiB", f"{size:.0f} MiB", f"pass-through: {bare_size:.0f} MiB", size <= 120)
+    bare = f"pass-through: ready in {bare_start:.2f} s"
+    yield Row("start to ready / idle to gone", "< 2 / 1 s", f"{start:.2f} / {end:.2f} s", bare, start < 2 and end < 1)
 
 
 def _end(pid: int) -> None:
@@ -396,7 +447,7 @@ async def _mixture(target: Target, dice: random.Random) -> None:
     *agents, left = dice.sample(range(50), _CHATS + 1)
     chats = [target.request(Asking(number, _words(_WORDS, 0.02), stream=number % 2 == 0)) for number in agents]
     cut = target.request(Asking(left, _words(500, 0.02)))
-    wrong = targets.ask_with_a_wrong_key(dice.randrange(1_000_000))
+    wrong = targets.guess_a_key(dice.randrange(1_000_000))
     answers: list[tuple[int, float]] = []
     async with asyncio.TaskGroup() as group:
         for each in (*chats, wrong):
@@ -438,6 +489,7 @@ LOADS: Final[Sequence[Callable[[argparse.Namespace], Iterator[Row]]]] = (
     held,
     jitter,
     events,
+    first_token,
     storm,
     head_of_line,
     requests,

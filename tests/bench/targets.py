@@ -10,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gateway.accounts import user_keys
+from gateway.accounts.identity.tokens import AUDIENCE, ISSUER
+from gateway.accounts.secrets import CHECK
 from tests.bench.frames import agent_id, agent_name
 from tests.bench.processes import ROOT, Child, free_port, running
 from tests.services.nginx import marked, program, write_config
@@ -83,9 +89,27 @@ def ask_litellm(asking: Asking) -> bytes:
     return _ask_model("bench", asking)
 
 
-def ask_with_a_wrong_key(number: int) -> bytes:
-    """Ask the gateway as somebody who guesses."""
-    return _ask_model(agent_name(0), Asking(0, "Let me in"), key=f"sk-guess-{number}")
+def ask_with_key(key: str) -> bytes:
+    """Ask the gateway as somebody with that key."""
+    return _ask_model(agent_name(0), Asking(0, "Let me in"), key=key)
+
+
+def guess_a_key(number: int) -> bytes:
+    """Ask with a key that was made up."""
+    return ask_with_key(f"sk-guess-{number}")
+
+
+def guess_a_personal_key(number: int) -> bytes:
+    """Ask with a key that looks like one that the gateway gave to a user."""
+    shape = user_keys.PREFIX + "x" * (user_keys.SECRET + CHECK)
+    return ask_with_key(shape[: -len(str(number))] + str(number))
+
+
+def forge_a_token(number: int) -> bytes:
+    """Ask the platform with an access token that somebody else signed."""
+    claims = {"sub": str(number), "sid": str(number), "iat": 0, "exp": 1 << 33, "iss": ISSUER, "aud": AUDIENCE}
+    token = jwt.encode(claims, Ed25519PrivateKey.generate(), "EdDSA")
+    return f"GET /api/v1/auth/me HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
 
 
 def _ask_model(model: str, asking: Asking, key: str = _KEY) -> bytes:
