@@ -17,6 +17,7 @@
     ├── UserNotFound               404
     ├── MessageNotFound            404
     ├── AccountExists              409
+    ├── PasswordElsewhere          409
     └── TooManyAttempts            429   passwords are being guessed
     GatewayError
     ├── PasswordsBusy              503   more passwords to check than the gateway can
@@ -104,6 +105,18 @@ class AccountExists(ClientError):
 
     def __init__(self) -> None:
         super().__init__(param="email")
+
+
+class PasswordElsewhere(ClientError):
+    """The identity service keeps the passwords, and lets this gateway set none."""
+
+    status = 409
+    type = "conflict_error"
+    default_code = "password_elsewhere"
+    default_message = (
+        "The identity service keeps the users' passwords: change it there. For the gateway to do that the operator "
+        "should set SUPABASE_SERVICE_KEY."
+    )
 
 
 class TooManyAttempts(ClientError):

@@ -52,7 +52,14 @@ class UserChange(msgspec.Struct, frozen=True):
     budget: BudgetChange | UnsetType | None = UNSET
 
 
+class GivenPassword(msgspec.Struct, frozen=True):
+    """A password of 8 to 1,024 characters for a user who forgot theirs."""
+
+    password: str
+
+
 _ACCOUNTS: Final = msgspec.json.Decoder(NewUserAccount)
+_PASSWORDS: Final = msgspec.json.Decoder(GivenPassword)
 _CHANGES: Final = msgspec.json.Decoder(UserChange)
 
 
@@ -98,6 +105,15 @@ async def delete_user(request: web.Request) -> web.Response:
     profile = await user_of(request)
     await request.app[keys.REGISTRATION].delete(profile.id)
     return web.Response(status=204)
+
+
+async def set_password(request: web.Request) -> web.Response:
+    """Give a user a new password, and end their sessions."""
+    given = decoded(_PASSWORDS, await request[keys.BODY].read())
+    profile = await user_of(request)
+    if not await request.app[keys.IDENTITY].set_password(profile.id, given.password):
+        raise UserNotFound
+    return json_answer(admin_user(profile))
 
 
 async def block_user(request: web.Request) -> web.Response:

@@ -19,7 +19,7 @@ from gateway.accounts.answers import (
 from gateway.accounts.usage_answers import AllUsageAnswer, UsageAnswer
 from gateway.errors import ErrorEnvelope
 from gateway.handlers.operations import Readiness
-from gateway.handlers.platform_admin import NewUserAccount, UserChange, UserSearch
+from gateway.handlers.platform_admin import GivenPassword, NewUserAccount, UserChange, UserSearch
 from gateway.handlers.platform_agent import MemoryChange
 from gateway.handlers.platform_auth import Login, Logout, NewAccount, PasswordChange, Refresh
 from gateway.handlers.platform_chat import HistoryQuery
@@ -163,6 +163,7 @@ SHAPES: Final[dict[tuple[str, str], Shape]] = {
     ("GET", "/api/v1/admin/users/{user}"): _USER,
     ("PATCH", "/api/v1/admin/users/{user}"): Shape(gives={200: AdminUser}, takes=UserChange),
     ("DELETE", "/api/v1/admin/users/{user}"): _GONE,
+    ("POST", "/api/v1/admin/users/{user}/password"): Shape(gives={200: AdminUser}, takes=GivenPassword),
     ("POST", "/api/v1/admin/users/{user}/block"): _USER,
     ("POST", "/api/v1/admin/users/{user}/unblock"): _USER,
     ("GET", "/api/v1/admin/users/{user}/usage"): Shape(gives={200: UsageAnswer}, query=UsageDays),

@@ -79,6 +79,7 @@ PLATFORM: Final = (
     Route("GET", "/api/v1/admin/users/{user}", platform_admin.retrieve_user, "admin"),
     Route("PATCH", "/api/v1/admin/users/{user}", platform_admin.change_user, "admin"),
     Route("DELETE", "/api/v1/admin/users/{user}", platform_admin.delete_user, "admin"),
+    Route("POST", "/api/v1/admin/users/{user}/password", platform_admin.set_password, "admin"),
     Route("POST", "/api/v1/admin/users/{user}/block", platform_admin.block_user, "admin"),
     Route("POST", "/api/v1/admin/users/{user}/unblock", platform_admin.unblock_user, "admin"),
     Route("GET", "/api/v1/admin/users/{user}/usage", platform_usage.user_usage, "admin"),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from gateway.accounts.errors import UserNotFound
-from gateway.accounts.identity.local import LocalIdentity
 from gateway.accounts.profiles import Profile, canonical
 from gateway.accounts.user_keys import UserKey
 from gateway.errors import GatewayError, InvalidRequest
@@ -78,10 +77,9 @@ def set_password(user: str, password: str) -> Command:
     """Give a user a new password and end their sessions."""
 
     async def command(accounts: Accounts) -> list[str]:
-        if not isinstance(accounts.identity, LocalIdentity):
-            raise CommandFailed("Passwords are kept by the identity service: change it there.")
         profile = await _user(accounts, user)
-        await accounts.identity.set_password(profile.id, password)
+        if not await accounts.identity.set_password(profile.id, password):
+            raise CommandFailed("The identity service has no such user any more.")
         return [f"{profile.email or profile.id} has a new password, and is logged out everywhere"]
 
     return command

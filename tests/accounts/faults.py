@@ -188,6 +188,9 @@ class FaultyIdentity:
     async def change_password(self, token: str, verified: Verified, current: str, new: str) -> Tokens:
         raise NotImplementedError
 
+    async def set_password(self, user_id: str, new: str) -> bool:
+        raise NotImplementedError
+
     async def delete(self, user_id: str) -> None:
         await self.faults.before("delete identity")
         self.users = {email: user for email, user in self.users.items() if user.id != user_id}

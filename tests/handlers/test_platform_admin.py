@@ -170,6 +170,21 @@ async def test_blocked_user_is_out_at_once_and_comes_in_again(gateway: Town) -> 
     assert (await gateway.send("POST", "/api/v1/auth/login", None, account)).status == 200
 
 
+async def test_forgotten_password_is_set_by_the_operator(gateway: Town) -> None:
+    ann, fresh = gateway.ann, {"password": "another fine password"}
+    weak = await gateway.admin("POST", f"/users/{ann.id}/password", {"password": "short"})
+    assert (weak.status, weak.code) == (400, "weak_password")
+    assert (await gateway.api("GET", "/auth/me", ann)).status == 200
+    given = await gateway.admin("POST", f"/users/{ann.id}/password", fresh)
+    assert (given.status, given.json()["email"]) == (200, ann.email)
+    assert (await gateway.api("GET", "/auth/me", ann)).status == 401, "the session of before is over"
+    old, new = ({"email": ann.email, "password": password} for password in (PASSWORD, fresh["password"]))
+    assert (await gateway.send("POST", "/api/v1/auth/login", None, old)).code == "invalid_credentials"
+    assert (await gateway.send("POST", "/api/v1/auth/login", None, new)).status == 200
+    assert (await gateway.send("GET", "/v1/models", ann.key)).status == 200, "personal keys stay"
+    assert (await gateway.admin("POST", "/users/nobody/password", fresh)).code == "user_not_found"
+
+
 async def test_blocked_user_hears_no_more_of_an_answer_under_way(gateway: Town) -> None:
     gateway.backend.play(Script(([TextDelta("Once upon")], Hang()), counted=Usage(70, 9)))
     stream = asyncio.get_running_loop().create_task(

@@ -65,6 +65,7 @@ RULES: Final[dict[tuple[str, str], Rule]] = {
     ("GET", "/api/v1/admin/users/{user}"): Rule("admin"),
     ("PATCH", "/api/v1/admin/users/{user}"): Rule("admin", 200, {"budget": {"amount": "5", "period": "month"}}),
     ("DELETE", "/api/v1/admin/users/{user}"): Rule("admin", 204),
+    ("POST", "/api/v1/admin/users/{user}/password"): Rule("admin", 200, {"password": "another fine password"}),
     ("POST", "/api/v1/admin/users/{user}/block"): Rule("admin"),
     ("POST", "/api/v1/admin/users/{user}/unblock"): Rule("admin"),
     ("GET", "/api/v1/admin/users/{user}/usage"): Rule("admin"),

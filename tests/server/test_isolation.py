@@ -344,6 +344,7 @@ ENDING: Final = {
     ("POST", "/api/v1/auth/password"),
     ("DELETE", "/api/v1/user"),
     ("DELETE", "/api/v1/admin/users/{user}"),
+    ("POST", "/api/v1/admin/users/{user}/password"),
     ("POST", "/api/v1/admin/users/{user}/block"),
 }
 """After which Ann's token is worth nothing."""

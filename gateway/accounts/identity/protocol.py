@@ -79,6 +79,13 @@ class IdentityProvider(Protocol):
         """
         ...
 
+    async def set_password(self, user_id: str, new: str) -> bool:
+        """Give a user a password by the operator's will, and end their sessions; False where there is no such user.
+
+        Raises ``WeakPassword``, ``PasswordElsewhere`` and ``PasswordsBusy``.
+        """
+        ...
+
     async def delete(self, user_id: str) -> None:
         """Forget the user's password and sessions; that there is none is no error."""
         ...

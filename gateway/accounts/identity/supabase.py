@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from gateway.accounts.brute_force import Attempt, LoginGuard
-from gateway.accounts.errors import AccountExists, InvalidCredentials, InvalidToken
+from gateway.accounts.errors import AccountExists, InvalidCredentials, InvalidToken, PasswordElsewhere
 from gateway.accounts.identity.ended_sessions import EndedSessions
 from gateway.accounts.identity.protocol import NewUser, Tokens, Verified
 from gateway.accounts.identity.supabase_failures import Asked, code_of, refusal
@@ -70,6 +70,10 @@ class _Refresh(msgspec.Struct):
 class _NewPassword(msgspec.Struct):
     password: str
     current_password: str
+
+
+class _GivenPassword(msgspec.Struct):
+    password: str
 
 
 class _Ban(msgspec.Struct):
@@ -190,6 +194,16 @@ class SupabaseIdentity:
         if verified.session_id is not None:
             await self._ended.end(verified.user_id, verified.session_id)
         return tokens
+
+    async def set_password(self, user_id: str, new: str) -> bool:
+        """Give a user a password, and end their sessions; raises ``PasswordElsewhere`` without a service key."""
+        if not self._config.service_key:
+            raise PasswordElsewhere
+        reply = await self._administrate("PUT", _user_path(user_id), _GivenPassword(new))
+        if not _succeeded(reply):
+            return False
+        await self._ended.end_all(user_id, self._now() if reply.date is None else reply.date)
+        return True
 
     async def delete(self, user_id: str) -> None:
         """Delete the user; without a service key their account stays at Supabase Auth."""

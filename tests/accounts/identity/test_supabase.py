@@ -16,12 +16,14 @@ from gateway.accounts.errors import (
     InvalidCredentials,
     InvalidRefreshToken,
     InvalidToken,
+    PasswordElsewhere,
     PasswordRefused,
     TooManyAttempts,
+    WeakPassword,
 )
 from gateway.accounts.identity.protocol import IdentityProvider, NewUser, Tokens, Verified
 from gateway.accounts.identity.supabase import SupabaseConfig, SupabaseIdentity
-from gateway.errors import InvalidRequest, UpstreamAuthFailed, UpstreamInvalid, UpstreamUnavailable
+from gateway.errors import GatewayError, InvalidRequest, UpstreamAuthFailed, UpstreamInvalid, UpstreamUnavailable
 from gateway.storage.engine import Database
 from tests.accounts.identity.signed_tokens import SECRET, SESSION, USER, by_key, by_secret, published
 from tests.accounts.recorded_service import RecordedService, Sample, recorded_service, sample
@@ -450,6 +452,40 @@ async def test_blocked_user_is_banned_and_their_sessions_end(
     await identity.set_blocked(USER, is_blocked=False)
     assert server.asked("PUT", ADMIN)[1].json() == {"ban_duration": "none"}
     assert (await identity.verify(by_secret(session_id="new", iat=int(time.time()) + 2))).session_id == "new"
+
+
+async def test_password_that_the_operator_sets_ends_the_sessions(
+    server: RecordedService, identity: SupabaseIdentity
+) -> None:
+    server.on("PUT", ADMIN, Sample(200, {"id": USER}, {"Date": formatdate(usegmt=True)}))
+    assert await identity.set_password(USER, "another fine password")
+    assert server.asked("PUT", ADMIN)[0].json() == {"password": "another fine password"}
+    with pytest.raises(InvalidToken):
+        await identity.verify(by_secret(iat=int(time.time()) - 5))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(refused(422, "weak_password"), WeakPassword), (refused(404, "user_not_found"), None)],
+)
+async def test_password_that_the_operator_cannot_set(
+    server: RecordedService, identity: SupabaseIdentity, answer: Sample, error: type[GatewayError] | None
+) -> None:
+    server.on("PUT", ADMIN, answer)
+    if error is None:
+        assert not await identity.set_password(USER, "12345678")
+    else:
+        with pytest.raises(error):
+            await identity.set_password(USER, "12345678")
+    assert (await identity.verify(by_secret(iat=int(time.time()) - 5))).user_id == USER
+
+
+async def test_password_without_a_service_key_is_set_elsewhere(server: RecordedService, database: Database) -> None:
+    identity = await identity_of(server, database, service_key="")
+    with pytest.raises(PasswordElsewhere):
+        await identity.set_password(USER, "another fine password")
+    assert server.requests == []
+    await identity.close()
 
 
 async def test_block_without_a_service_key_ends_sessions_here(server: RecordedService, database: Database) -> None:
