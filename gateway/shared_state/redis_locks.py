@@ -2,8 +2,12 @@
 
 A lease is renewed while its turn goes on, and ends by itself when its gateway is gone. It has a number that grows from
 one lease of a thread to the next: what is written down in the end carries it, so that a gateway which was held up and
-lost its lease cannot write over what came after. No Redis, no new lease: two turns of one conversation at once are
-worse than a 503. Turns that have a lease go on without it: nobody else can get one either, until Redis is back.
+lost its lease cannot write over what came after.
+
+A thread is free when its holder gave it back, or did not renew its lease in time though it could have: a lease that
+ended while Redis stood still, and one that Redis forgot, may be told again by its holder before anybody else gets the
+thread (``redis_memory`` says for how long). No Redis, no new lease: two turns of one conversation at once are worse
+than a 503. Turns that have a lease go on without it: nobody else can get one either, until Redis is back.
 """
 
 import asyncio
@@ -20,7 +24,7 @@ from gateway.shared_state.locks import Lease
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import is_past
 from gateway.shared_state.redis import RedisServer, key_of
-from gateway.shared_state.redis_memory import IS_SETTLING, MEMORY
+from gateway.shared_state.redis_memory import LOOKING, MEMORY
 from gateway.shared_state.redis_places import place_key
 from gateway.tasks import TaskSet
 
@@ -28,6 +32,8 @@ LEASE: Final = 10.0
 """Seconds after which the threads of a gateway that is gone are free."""
 RENEWED: Final = 0.3
 """After which part of its time a lease is renewed."""
+TRIED_AGAIN: Final = 0.1
+"""After which part of its time that is tried again where Redis did not answer: soon after it is back."""
 AT_ONCE: Final = 500
 """Leases that are renewed with one question."""
 FIRST_PAUSE: Final = 0.01
@@ -35,38 +41,50 @@ LONGEST_PAUSE: Final = 0.25
 REMEMBER: Final = 3_600
 """Seconds for which it is known who had a thread last."""
 
-# KEYS: lease, place, last, memory. ARGV: token, milliseconds, here, seconds to remember, mark.
+# KEYS: thread, place, memory. ARGV: token, milliseconds, here, seconds to remember, mark.
 _ACQUIRE: Final = (
-    IS_SETTLING
+    LOOKING
     + """
 local place = redis.call('GET', KEYS[2])
 if place and place ~= ARGV[3] then return {'place', place} end
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return {'busy'} end
-if is_settling(KEYS[4], ARGV[5]) then return {'busy'} end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local last = redis.call('HMGET', KEYS[3], 'fence', 'place')
-local now = redis.call('TIME')
-local fence = now[1] * 1000000 + now[2]
-if last[1] and tonumber(last[1]) >= fence then fence = tonumber(last[1]) + 1 end
+local memory = look(KEYS[3], ARGV[5])
+if memory.forgot then return {'busy'} end
+local held = redis.call('HMGET', KEYS[1], 'holder', 'until', 'fence', 'place')
+if held[1] then
+  local left = tonumber(held[2]) - memory.now
+  if left > 0 and left <= tonumber(ARGV[2]) or memory.stood_still then return {'busy'} end
+end
+local time = redis.call('TIME')
+local fence = time[1] * 1000000 + time[2]
+if held[3] and tonumber(held[3]) >= fence then fence = tonumber(held[3]) + 1 end
 fence = string.format('%.0f', fence)
-redis.call('HSET', KEYS[3], 'fence', fence, 'place', ARGV[3])
-redis.call('EXPIRE', KEYS[3], ARGV[4])
-return {'mine', fence, last[2] or ''}
+local ends = string.format('%.0f', memory.now + ARGV[2])
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', ends, 'fence', fence, 'place', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return {'mine', fence, held[4] or ''}
 """
 )
-# KEYS: lease, last. ARGV: token, milliseconds, fence. A lease that Redis lost is taken again if nobody had it since.
+# KEYS: thread. ARGV: token, milliseconds, here, seconds to remember, fence. What Redis forgot is told it again.
 _RENEW: Final = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-local last = redis.call('HGET', KEYS[2], 'fence')
-if last and last ~= ARGV[3] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local held = redis.call('HMGET', KEYS[1], 'holder', 'fence')
+local fence, mine = tonumber(held[2] or '0'), tonumber(ARGV[5])
+if fence > mine or (fence == mine and held[1] ~= ARGV[1]) then return 0 end
+local time = redis.call('TIME')
+local ends = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2])
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', ends, 'fence', ARGV[5], 'place', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1
 """
+# KEYS: thread. ARGV: token.
 _RELEASE: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+if redis.call('HGET', KEYS[1], 'holder') == ARGV[1] then redis.call('HDEL', KEYS[1], 'holder', 'until') end
 return 0
+"""
+# KEYS: thread.
+_IS_TAKEN: Final = """
+local held = redis.call('HMGET', KEYS[1], 'holder', 'until')
+local time = redis.call('TIME')
+return held[1] and tonumber(held[2]) > time[1] * 1000 + math.floor(time[2] / 1000) and 1 or 0
 """
 
 _log: Final = structlog.get_logger("gateway.shared_state")
@@ -94,6 +112,7 @@ class RedisLocks:
         self._acquire = server.script(_ACQUIRE)
         self._renew = server.script(_RENEW)
         self._release = server.script(_RELEASE)
+        self._is_taken = server.script(_IS_TAKEN)
         self._held: dict[Lease, str] = {}
         self._renewing: asyncio.Task[None] | None = None
         self._refused: GatewayError | None = None
@@ -117,7 +136,7 @@ class RedisLocks:
         """Tell whether a turn of any replica has a thread."""
         if await self._local.is_taken(thread):
             return True
-        return bool(await self._server.run(lambda client: client.exists(key_of("lease", thread))))
+        return bool(await self._server.run(lambda _: self._is_taken(keys=[_key(thread)])))
 
     def stop(self) -> None:
         """Renew leases no more: no turn is held any longer."""
@@ -143,7 +162,7 @@ class RedisLocks:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _try(self, thread: str, token: str) -> Lease | None:
-        names = [key_of("lease", thread), place_key(thread), key_of("last", thread), MEMORY]
+        names = [_key(thread), place_key(thread), MEMORY]
         args: list[str | int] = [token, int(self._lease_time * 1000), self._here, REMEMBER, self._server.mark]
         try:
             said, *more = await self._server.run(lambda _: self._acquire(keys=names, args=args))
@@ -175,21 +194,23 @@ class RedisLocks:
             self._renewing = self._tasks.spawn(self._renew_all(), "renew threads")
 
     async def _renew_all(self) -> None:
+        part = RENEWED
         while self._held:
-            await asyncio.sleep(RENEWED * self._lease_time)
-            await self.renew()
+            await asyncio.sleep(part * self._lease_time)
+            try:
+                await self.renew()
+                part = RENEWED
+            except SharedStateUnavailable:
+                part = TRIED_AGAIN
 
     async def renew(self) -> None:
-        """Renew every lease now."""
+        """Renew every lease now; raises ``SharedStateUnavailable``."""
         held = list(self._held.items())
         for start in range(0, len(held), AT_ONCE):
             await self._renew_some(held[start : start + AT_ONCE])
 
     async def _renew_some(self, held: list[tuple[Lease, str]]) -> None:
-        try:
-            answers = await self._server.run(lambda client: self._ask_to_renew(client, held))
-        except SharedStateUnavailable:
-            return  # nobody else can get them meanwhile
+        answers = await self._server.run(lambda client: self._ask_to_renew(client, held))
         for (lease, _), is_mine in zip(held, answers, strict=True):
             if not is_mine and lease in self._held:
                 _log.warning("thread lost to another gateway")
@@ -199,9 +220,9 @@ class RedisLocks:
     async def _ask_to_renew(self, client: Redis, held: list[tuple[Lease, str]]) -> list[int]:
         async with client.pipeline(transaction=False) as pipeline:
             for lease, token in held:
-                names = [key_of("lease", lease.thread), key_of("last", lease.thread)]
-                args: list[str | int] = [token, int(self._lease_time * 1000), str(lease.fence)]
-                await self._renew(keys=names, args=args, client=pipeline)
+                milliseconds, fence = int(self._lease_time * 1000), str(lease.fence)
+                args: list[str | int] = [token, milliseconds, self._here, REMEMBER, fence]
+                await self._renew(keys=[_key(lease.thread)], args=args, client=pipeline)
             answers: list[int] = await pipeline.execute()
         return answers
 
@@ -213,6 +234,11 @@ class RedisLocks:
 
     async def _free(self, thread: str, token: str) -> None:
         try:
-            await self._server.run(lambda _: self._release(keys=[key_of("lease", thread)], args=[token]))
+            await self._server.run(lambda _: self._release(keys=[_key(thread)], args=[token]))
         except SharedStateUnavailable:
             return  # it ends by itself
+
+
+def _key(thread: str) -> str:
+    """Return under which key is written down who has a thread, and who had it last."""
+    return key_of("thread", thread)

@@ -14,7 +14,7 @@ from redis.commands.core import AsyncScript
 from gateway.errors import HeldElsewhere, SharedStateUnavailable
 from gateway.shared_state.places import is_past
 from gateway.shared_state.redis import RedisServer, key_of
-from gateway.shared_state.redis_memory import IS_SETTLING, MEMORY, SETTLE
+from gateway.shared_state.redis_memory import LOOKING, MEMORY, SETTLE
 
 AT_ONCE: Final = 500
 """Places that are told again with one question."""
@@ -26,21 +26,21 @@ _SETTLING: Final = b"settling"  # no place: that is two words
 
 # KEYS: place, memory. ARGV: here, mark, milliseconds.
 _TAKE: Final = (
-    IS_SETTLING
+    LOOKING
     + """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
-if not held and is_settling(KEYS[2], ARGV[2]) then return 'settling' end
+if not held and look(KEYS[2], ARGV[2]).forgot then return 'settling' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return false
 """
 )
 # KEYS: place, memory. ARGV: here, mark.
 _CHECK: Final = (
-    IS_SETTLING
+    LOOKING
     + """
 local held = redis.call('GET', KEYS[1])
-if not held and is_settling(KEYS[2], ARGV[2]) then return 'settling' end
+if not held and look(KEYS[2], ARGV[2]).forgot then return 'settling' end
 return held
 """
 )

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, Self
 
 import redis
@@ -15,9 +16,10 @@ START: Final = 10.0
 
 
 class RedisProcess:
-    """One server that keeps nothing on disk."""
+    """One server that keeps nothing on disk but what it is told to ``save``, in ``folder``."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -33,6 +35,8 @@ class RedisProcess:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        if self._folder is not None:
+            options += ["--dir", str(self._folder)]
         self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
         give_up_at = time.monotonic() + START
         while not self._answers():
