@@ -42,7 +42,7 @@
     ├── StorageUnavailable     503   the gateway's own database is locked, full, gone or unreachable
     ├── SharedStateUnavailable 503   what replicas share is slow, gone or full
     ├── HeldElsewhere          503   another gateway has the conversation's turn: the request is forwarded
-    ├── ThreadLost             503   another gateway took the conversation over
+    ├── ThreadLost             503   another gateway took the conversation over, or may have
     ├── Overloaded             503   the gateway itself is full
     ├── ShuttingDown           503   the gateway is going away
     └── InternalError          500   our bug: nothing of it is shown
@@ -530,12 +530,13 @@ class HeldElsewhere(GatewayError):
 
 
 class ThreadLost(GatewayError):
-    """Another gateway has taken over the conversation in the midst of a turn."""
+    """Another gateway has taken over the conversation of a turn, or may have, as this one cannot hold it any longer."""
 
     status = 503
     default_code = "conversation_lost"
     default_message = (
-        "The conversation went on in another gateway, which ended this answer. Send the message again to go on."
+        "This answer was ended, as its conversation went on in another gateway, or may have. Send the message again to "
+        "go on."
     )
 
     def __init__(self) -> None:

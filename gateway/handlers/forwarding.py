@@ -8,11 +8,11 @@ for which process it is meant, so that it is counted once, goes no further, and 
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from functools import wraps
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 import aiohttp
 import msgspec
@@ -33,7 +33,14 @@ CONNECT: Final = 1.0
 """Seconds to reach another gateway: it is near."""
 TRIES: Final = 3
 MISDIRECTED: Final = 421
+READY: Final = "/ready"
+ITSELF: Final = "127.0.0.1"
+"""Who asks where it is no client: gateways without API keys answer their own machine alone."""
 EVENTS: Final = "text/event-stream"
+
+RedisThere: TypeAlias = Literal["answers", "silent", "gone", "unknown"]
+"""What is known of another gateway's Redis; ``gone`` is the gateway itself."""
+_REDIS_THERE: Final[Mapping[int, RedisThere]] = {200: "answers", 503: "silent", MISDIRECTED: "gone"}
 
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -137,6 +144,19 @@ class Forwarder:
             _log.warning("forwarded request not answered", reason=type(failure).__name__)
             raise OutcomeUnknown from None
 
+    async def redis_of(self, place: str) -> RedisThere:
+        """Return whether Redis answers another gateway, as far as that can be asked."""
+        there = Place(place)
+        headers = {HEADER: self._mark("GET", READY, ITSELF, there)}
+        try:
+            async with asyncio.timeout(CONNECT):
+                async with self._client().get(f"{there.address}{READY}", headers=headers) as answer:
+                    return _REDIS_THERE.get(answer.status, "unknown")
+        except aiohttp.ClientConnectorError as error:
+            return "gone" if isinstance(error.os_error, ConnectionRefusedError) else "unknown"
+        except (aiohttp.ClientError, TimeoutError):
+            return "unknown"
+
     async def _relay(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         """Hand an answer on as it comes; one that breaks ends as it can: an error in-band, or a cut."""
         headers = _kept(answer.headers, _NOT_ANSWERED)
@@ -167,11 +187,13 @@ class Forwarder:
 
     def _headers(self, request: web.Request, place: Place) -> CIMultiDict[str]:
         headers = _kept(request.headers, _NOT_SENT)
-        sent_at, client = f"{time.time():.0f}", request[keys.NOTES].client or "-"
-        signature = self._sign(request.method, request.raw_path, sent_at, client, place.instance)
-        headers[HEADER] = f"{sent_at} {client} {place.instance} {signature}"
+        headers[HEADER] = self._mark(request.method, request.raw_path, request[keys.NOTES].client or "-", place)
         headers["X-Request-Id"] = request[keys.REQUEST_ID]
         return headers
+
+    def _mark(self, method: str, path: str, client: str, place: Place) -> str:
+        sent_at = f"{time.time():.0f}"
+        return f"{sent_at} {client} {place.instance} {self._sign(method, path, sent_at, client, place.instance)}"
 
     def _sign(self, *parts: str) -> str:
         text = "\n".join(parts).encode("utf-8", "surrogateescape")

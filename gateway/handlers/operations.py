@@ -41,10 +41,16 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Answer whether the gateway can serve: 200, or 503 while a dependency does not answer or the process is ending."""
+    """Answer whether the gateway can serve: 200, or 503 while a dependency does not answer or the process is ending.
+
+    Another gateway asks whether Redis answers this one, and nothing else.
+    """
+    probes = request.app[keys.PROBES]
+    if request[keys.NOTES].is_forwarded:
+        redis = await probes["redis"].health()
+        return _readiness(Readiness("ready" if redis.failure is None else "not_ready"))
     if request.app[keys.DRAIN].draining:
         return _readiness(Readiness("draining"))  # whatever the others say, and without asking them
-    probes = request.app[keys.PROBES]
     found = await asyncio.gather(*(probe.health() for probe in probes.values()))
     is_ready = all(health.failure is None for health in found)
     details = None

@@ -7,6 +7,7 @@ from gateway.errors import SharedStateUnavailable
 from gateway.handlers.forwarding import Forwarder
 from gateway.metrics import Metrics
 from gateway.server.shared import SharedState
+from gateway.server.witnesses import Witnesses
 from gateway.settings import Settings
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import place_of
@@ -66,7 +67,8 @@ def replicated(
     server = RedisServer(settings.redis_url)
     replicas, places = Replicas(server, here), RedisPlaces(server, here)
     forwarder = Forwarder(here, forwarding_key, places, replicas, answer=settings.turn_timeout + MARGIN)
-    locks = RedisLocks(server, local, tasks, here=here, wait=settings.queue_wait)
+    witnesses = Witnesses(replicas.others, forwarder.redis_of)
+    locks = RedisLocks(server, local, tasks, here=here, wait=settings.queue_wait, is_cut_off=witnesses.is_cut_off)
     return SharedState(
         locks=locks,
         limits=RedisLimits(server, metrics, replicas.count),

@@ -13,13 +13,22 @@ class Lease(msgspec.Struct, eq=False):
 
     ``fence`` grows from one lease of the thread to the next, whichever gateway has it: what a later one wrote, an
     earlier one must not replace; None where no other gateway writes. ``is_news`` tells that another gateway may have
-    had the thread since this one did. ``on_lost`` is called where the thread is another gateway's all of a sudden.
+    had the thread since this one did. ``on_lost`` is called where the thread is another gateway's all of a sudden, or
+    may be: it ``is_lost`` from then on.
     """
 
     thread: str
     fence: int | None = None
     is_news: bool = False
+    is_lost: bool = False
     on_lost: Callable[[], None] | None = None
+
+    def lose(self) -> None:
+        """Note that the thread is, or may be, another gateway's; tell once."""
+        if not self.is_lost:
+            self.is_lost = True
+            if self.on_lost is not None:
+                self.on_lost()
 
 
 class ThreadLocks(Protocol):

@@ -7,15 +7,18 @@ lost its lease cannot write over what came after.
 A thread is free when its holder gave it back, or did not renew its lease in time though it could have: a lease that
 ended while Redis stood still, and one that Redis forgot, may be told again by its holder before anybody else gets the
 thread (``redis_memory`` says for how long). No Redis, no new lease: two turns of one conversation at once are worse
-than a 503. Turns that have a lease go on without it: nobody else can get one either, until Redis is back.
+than a 503. Turns that have a lease go on without it while nobody else can get one either. Where Redis answers others,
+and not this gateway, its turns end before their leases do.
 """
 
 import asyncio
 import random
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+import msgspec
 import structlog
 from redis.asyncio import Redis
 
@@ -34,6 +37,8 @@ RENEWED: Final = 0.3
 """After which part of its time a lease is renewed."""
 TRIED_AGAIN: Final = 0.1
 """After which part of its time that is tried again where Redis did not answer: soon after it is back."""
+DOUBTED: Final = 0.4
+"""After which part of its time a lease that was not renewed is in doubt: two answers of others are waited for then."""
 AT_ONCE: Final = 500
 """Leases that are renewed with one question."""
 FIRST_PAUSE: Final = 0.01
@@ -87,11 +92,22 @@ local time = redis.call('TIME')
 return held[1] and tonumber(held[2]) > time[1] * 1000 + math.floor(time[2] / 1000) and 1 or 0
 """
 
+
+class _Held(msgspec.Struct):
+    """A lease that is this gateway's: by which token, and when Redis was last asked for it with success."""
+
+    token: str
+    renewed_at: float
+
+
 _log: Final = structlog.get_logger("gateway.shared_state")
 
 
 class RedisLocks:
-    """The locks of one gateway among several; ``here`` is its place, ``wait`` and ``lease`` are in seconds."""
+    """The locks of one gateway among several; ``here`` is its place, ``wait`` and ``lease`` are in seconds.
+
+    ``is_cut_off`` is asked where Redis does not answer: whether others can reach it.
+    """
 
     def __init__(
         self,
@@ -101,6 +117,7 @@ class RedisLocks:
         *,
         here: str,
         wait: float,
+        is_cut_off: Callable[[], Awaitable[bool]],
         lease: float = LEASE,
     ) -> None:
         self._server = server
@@ -108,12 +125,14 @@ class RedisLocks:
         self._tasks = tasks
         self._here = here
         self._wait = wait
+        self._is_cut_off = is_cut_off
+        self._is_doubtful = False
         self._lease_time = lease
         self._acquire = server.script(_ACQUIRE)
         self._renew = server.script(_RENEW)
         self._release = server.script(_RELEASE)
         self._is_taken = server.script(_IS_TAKEN)
-        self._held: dict[Lease, str] = {}
+        self._held: dict[Lease, _Held] = {}
         self._renewing: asyncio.Task[None] | None = None
         self._refused: GatewayError | None = None
 
@@ -129,8 +148,8 @@ class RedisLocks:
 
     def release(self, lease: Lease) -> None:
         """Give a thread to whoever waits first."""
-        token = self._held.pop(lease)
-        self._tasks.spawn(self._give_back(lease, token), "release thread")
+        held = self._held.pop(lease)
+        self._tasks.spawn(self._give_back(lease, held.token), "release thread")
 
     async def is_taken(self, thread: str) -> bool:
         """Tell whether a turn of any replica has a thread."""
@@ -164,6 +183,7 @@ class RedisLocks:
     async def _try(self, thread: str, token: str) -> Lease | None:
         names = [_key(thread), place_key(thread), MEMORY]
         args: list[str | int] = [token, int(self._lease_time * 1000), self._here, REMEMBER, self._server.mark]
+        asked_at = time.monotonic()
         try:
             said, *more = await self._server.run(lambda _: self._acquire(keys=names, args=args))
         except BaseException:
@@ -174,7 +194,7 @@ class RedisLocks:
             case b"mine":
                 fence, last = int(more[0]), more[1].decode()
                 lease = Lease(thread, fence, is_news=last != self._here)
-                self._keep(lease, token)
+                self._keep(lease, _Held(token, asked_at))
                 return lease
             case b"place":
                 await self._look_at_place(thread, more[0].decode())
@@ -188,8 +208,8 @@ class RedisLocks:
 
     # What is held ----------------------------------------------------------------------------------------------------
 
-    def _keep(self, lease: Lease, token: str) -> None:
-        self._held[lease] = token
+    def _keep(self, lease: Lease, held: _Held) -> None:
+        self._held[lease] = held
         if self._renewing is None or self._renewing.done():
             self._renewing = self._tasks.spawn(self._renew_all(), "renew threads")
 
@@ -202,6 +222,7 @@ class RedisLocks:
                 part = RENEWED
             except SharedStateUnavailable:
                 part = TRIED_AGAIN
+                await self._lose_what_others_may_get()
 
     async def renew(self) -> None:
         """Renew every lease now; raises ``SharedStateUnavailable``."""
@@ -209,22 +230,40 @@ class RedisLocks:
         for start in range(0, len(held), AT_ONCE):
             await self._renew_some(held[start : start + AT_ONCE])
 
-    async def _renew_some(self, held: list[tuple[Lease, str]]) -> None:
-        answers = await self._server.run(lambda client: self._ask_to_renew(client, held))
-        for (lease, _), is_mine in zip(held, answers, strict=True):
-            if not is_mine and lease in self._held:
+    async def _renew_some(self, some: list[tuple[Lease, _Held]]) -> None:
+        asked_at = time.monotonic()
+        answers = await self._server.run(lambda client: self._ask_to_renew(client, some))
+        for (lease, held), is_mine in zip(some, answers, strict=True):
+            if is_mine:
+                held.renewed_at = asked_at
+            elif lease in self._held and not lease.is_lost:
                 _log.warning("thread lost to another gateway")
-                if lease.on_lost is not None:
-                    lease.on_lost()
+                lease.lose()
 
-    async def _ask_to_renew(self, client: Redis, held: list[tuple[Lease, str]]) -> list[int]:
+    async def _ask_to_renew(self, client: Redis, some: list[tuple[Lease, _Held]]) -> list[int]:
         async with client.pipeline(transaction=False) as pipeline:
-            for lease, token in held:
+            for lease, held in some:
                 milliseconds, fence = int(self._lease_time * 1000), str(lease.fence)
-                args: list[str | int] = [token, milliseconds, self._here, REMEMBER, fence]
+                args: list[str | int] = [held.token, milliseconds, self._here, REMEMBER, fence]
                 await self._renew(keys=[_key(lease.thread)], args=args, client=pipeline)
             answers: list[int] = await pipeline.execute()
         return answers
+
+    async def _lose_what_others_may_get(self) -> None:
+        """End turns before their leases do, where Redis answers others: said twice, as it may be just coming back."""
+        is_doubtful = (
+            any(map(self._is_old, self._held.values())) and await self._is_cut_off() and not self._server.is_up
+        )
+        was_doubtful, self._is_doubtful = self._is_doubtful, is_doubtful
+        if not (is_doubtful and was_doubtful):
+            return
+        for lease, held in list(self._held.items()):
+            if self._is_old(held) and not lease.is_lost:
+                _log.warning("thread given up: redis answers other gateways, and not this one")
+                lease.lose()
+
+    def _is_old(self, held: _Held) -> bool:
+        return time.monotonic() - held.renewed_at > DOUBTED * self._lease_time
 
     async def _give_back(self, lease: Lease, token: str) -> None:
         try:

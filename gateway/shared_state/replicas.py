@@ -9,7 +9,7 @@ import structlog
 from redis.asyncio import Redis
 
 from gateway.errors import SharedStateUnavailable
-from gateway.shared_state.places import Place
+from gateway.shared_state.places import Place, is_past
 from gateway.shared_state.redis import PREFIX, RedisServer
 from gateway.shared_state.redis_memory import LOOK, MEMORY
 
@@ -44,6 +44,10 @@ class Replicas:
     def count(self) -> int:
         """Return how many there were when Redis was last asked, this one included."""
         return len(self._signs)
+
+    def others(self) -> list[str]:
+        """Return where the others were when Redis was last asked."""
+        return [place for place in self._signs if not is_past(place, self._here)]
 
     async def beat(self) -> None:
         """Say that this one is there, and count all; raises ``SharedStateUnavailable``."""

@@ -12,16 +12,20 @@ import structlog.testing
 from aiohttp.test_utils import make_mocked_request
 
 from gateway import keys
+from gateway.errors import UpstreamUnavailable
 from gateway.handlers.forwarding import HEADER, Forwarder
+from gateway.letta import probe
 from gateway.letta.scripted import Hold, Script
 from gateway.server import drain
 from gateway.shared_state.places import place_of
 from gateway.shared_state.redis_places import place_key
+from gateway.shared_state.replicas import BEAT
 from gateway.translation.agent_events import Stop, TextDelta, ToolCallDelta, Usage
 from tests.live.processes import free_port
 from tests.server.running import FRIEND, JSON, Running, serving
 from tests.server.two_gateways import one_of_several, two_gateways
 from tests.server.wire import Answer, request, until
+from tests.shared_state.cut_redis import cable_to
 from tests.shared_state.redis_process import RedisProcess
 from tests.storage.late import late_database
 
@@ -43,6 +47,12 @@ async def pair(redis: RedisProcess) -> AsyncIterator[Pair]:
 def forwards(gateway: Running) -> float:
     (sample, _) = next(iter(gateway.metrics.forwarded.collect())).samples
     return sample.value
+
+
+def forwarder_of(gateway: Running) -> Forwarder:
+    forwarder = gateway.app[keys.FORWARDER]
+    assert isinstance(forwarder, Forwarder)
+    return forwarder
 
 
 async def calls(gateway: Running) -> None:
@@ -307,8 +317,7 @@ async def test_mark_that_was_made_up_means_nothing(redis: RedisProcess, mark: st
 
 
 async def test_mark_that_is_old_means_nothing(pair: Pair) -> None:
-    forwarder = pair[0].app[keys.FORWARDER]
-    assert isinstance(forwarder, Forwarder)
+    forwarder = forwarder_of(pair[0])
     old = f"{time.time() - 61:.0f}", "203.0.113.9", forwarder.instance
     for sent_at in (old[0], f"{time.time():.0f}"):
         parts = ("POST", "/v1/chat/completions", sent_at, *old[1:])
@@ -323,6 +332,50 @@ async def test_gateway_that_is_alone_forwards_nothing() -> None:
     async with serving() as gateway:
         assert gateway.app[keys.FORWARDER] is None
         assert (await gateway.chat(headers={**CHAT, HEADER: "1 203.0.113.9 instance x"})).status == 200
+
+
+# What others say of Redis --------------------------------------------------------------------------------------------
+
+
+async def test_others_tell_whether_redis_answers_them(pair: Pair, redis: RedisProcess) -> None:
+    one, other = pair
+    forwarder = forwarder_of(one)
+    other.backend.down = UpstreamUnavailable()
+    here = f"http://127.0.0.1:{other.port}"
+    place = place_of(here, forwarder_of(other).instance)
+    assert await forwarder.redis_of(place) == "answers", "whatever Letta does"
+    assert await forwarder.redis_of(place_of(here, "before")) == "gone"
+    assert await forwarder.redis_of(place_of(f"http://127.0.0.1:{free_port()}", "killed")) == "gone"
+    with redis.paused():
+        await asyncio.sleep(probe.TTL)
+        assert await forwarder.redis_of(place) == "silent"
+
+
+async def test_gateway_that_cannot_be_reached_tells_nothing(redis: RedisProcess) -> None:
+    async with two_gateways(redis) as (one, _):
+        forwarder = forwarder_of(one)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            assert await forwarder.redis_of(place_of(address, "elsewhere")) == "unknown"
+
+
+async def test_answer_of_a_gateway_that_alone_is_cut_off_ends_with_an_error(redis: RedisProcess) -> None:
+    async with (
+        late_database() as database,
+        cable_to(redis) as cable,
+        one_of_several(database, cable) as one,
+        one_of_several(database, redis, queue_wait=2.0) as other,
+    ):
+        one.backend.play(Script(([TextDelta("Hello")], Hold(asyncio.Event()))))
+        await asyncio.sleep(2 * BEAT)  # the first one has seen the second by then
+        asking = asyncio.get_running_loop().create_task(one.chat(stream=True))
+        await until(lambda: one.backend.turns)
+        cable.cut()
+        async with asyncio.timeout(15):
+            while (await other.chat()).status != 200:
+                pass
+        assert asking.done(), "the conversation is not in two places at once"
+        assert (await asking).events[-1]["error"]["code"] == "conversation_lost"
 
 
 # Redis is away -------------------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from gateway.server.listener import Listener
 from gateway.storage.engine import Database
 from tests.live.processes import free_port
 from tests.server.running import FRIEND, Running, settings
+from tests.shared_state.cut_redis import Cable
 from tests.shared_state.redis_process import RedisProcess
 from tests.storage.late import late_database
 
 
 @contextlib.asynccontextmanager
 async def one_of_several(
-    database: Database, redis: RedisProcess, *, port: int | None = None, **changes: Any
+    database: Database, redis: RedisProcess | Cable, *, port: int | None = None, **changes: Any
 ) -> AsyncIterator[Running]:
     """Serve as one of the gateways that share a database and a Redis."""
     port = port or free_port()

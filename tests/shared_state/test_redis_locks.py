@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -14,6 +14,7 @@ from gateway.shared_state.redis import RedisServer
 from gateway.shared_state.redis_locks import RedisLocks
 from gateway.shared_state.redis_places import RedisPlaces
 from gateway.tasks import TaskSet
+from tests.shared_state.cut_redis import all_others, cable_to, nobody_else_either
 from tests.shared_state.redis_process import RedisProcess
 
 pytestmark = pytest.mark.services
@@ -31,9 +32,17 @@ async def tasks() -> AsyncIterator[TaskSet]:
 
 @pytest.fixture
 def gateways(server: RedisServer, tasks: TaskSet) -> Gateways:
-    def gateway(name: str, *, wait: float = 20.0, depth: int = 8) -> RedisLocks:
+    def gateway(
+        name: str,
+        *,
+        wait: float = 20.0,
+        depth: int = 8,
+        is_cut_off: Callable[[], Awaitable[bool]] = nobody_else_either,
+        server: RedisServer = server,
+    ) -> RedisLocks:
         local = MemoryLocks(depth=lambda: depth, wait=wait, metrics=Metrics())
-        return RedisLocks(server, local, tasks, here=place_of(f"http://{name}", name), wait=wait, lease=LEASE)
+        here = place_of(f"http://{name}", name)
+        return RedisLocks(server, local, tasks, here=here, wait=wait, is_cut_off=is_cut_off, lease=LEASE)
 
     return gateway
 
@@ -174,7 +183,7 @@ async def test_gateway_that_stood_still_is_told_that_it_lost_its_thread(gateways
     assert one._renewing is not None
     one._renewing.cancel()
     lease = await other.acquire("t")
-    one._keep(await one.acquire("another"), "any")  # it goes on
+    await one.acquire("another")  # it goes on
     async with asyncio.timeout(5):
         await told.wait()
     one.release(before)
@@ -224,6 +233,40 @@ async def test_no_redis_no_new_turn_and_those_under_way_go_on(gateways: Gateways
         assert not await one._local.is_taken("another")
         await asyncio.sleep(1.5 * LEASE)
     assert not lost
+    one.release(lease)
+
+
+async def test_gateway_that_alone_is_cut_off_ends_its_turn_before_another_one_begins(
+    gateways: Gateways, redis: RedisProcess, tasks: TaskSet
+) -> None:
+    async with cable_to(redis) as cable:
+        server = RedisServer(cable.url)
+        one, other = gateways("a", server=server, is_cut_off=all_others), gateways("b", wait=20 * LEASE)
+        lease, told = await one.acquire("t"), list[str]()
+        lease.on_lost = lambda: told.append("lost")
+        cable.cut()
+        await other.acquire("t")
+        assert told == ["lost"]
+        assert lease.is_lost
+        one.release(lease)
+        await settled(tasks)
+        await server.close()
+
+
+async def test_redis_that_answers_another_gateway_a_moment_earlier_ends_no_turn(
+    gateways: Gateways, redis: RedisProcess
+) -> None:
+    said = [True]
+
+    async def first_answer_alone() -> bool:
+        return said.pop() if said else False
+
+    one = gateways("a", is_cut_off=first_answer_alone)
+    lease = await one.acquire("t")
+    with redis.paused():
+        await asyncio.sleep(1.5 * LEASE)
+    assert not said
+    assert not lease.is_lost
     one.release(lease)
 
 

@@ -19,6 +19,7 @@ from gateway.shared_state.redis_memory import SETTLE, STOOD
 from gateway.shared_state.redis_places import RedisPlaces
 from gateway.shared_state.replicas import BEAT, Replicas
 from gateway.tasks import TaskSet
+from tests.shared_state.cut_redis import nobody_else_either
 from tests.shared_state.redis_process import RedisProcess
 
 pytestmark = pytest.mark.services
@@ -33,7 +34,9 @@ class Gateway:
     def __init__(self, url: str, here: str, lease: float = LEASE) -> None:
         self.server, self.tasks = RedisServer(url), TaskSet()
         local = MemoryLocks(depth=lambda: 8, wait=20.0, metrics=Metrics())
-        self.locks = RedisLocks(self.server, local, self.tasks, here=here, wait=20.0, lease=lease)
+        self.locks = RedisLocks(
+            self.server, local, self.tasks, here=here, wait=20.0, is_cut_off=nobody_else_either, lease=lease
+        )
         self.places = RedisPlaces(self.server, here)
         self._replicas = Replicas(self.server, here)
 

@@ -27,6 +27,7 @@ async def test_gateways_are_counted(server: RedisServer) -> None:
     await other.beat()
     await one.beat()
     assert (one.count(), other.count()) == (2, 2)
+    assert (one.others(), other.others()) == ([OTHER], [ONE])
     assert await one.is_there(OTHER)
     await other.leave()
     await one.beat()
