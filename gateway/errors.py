@@ -539,8 +539,8 @@ class ThreadLost(GatewayError):
         "go on."
     )
 
-    def __init__(self) -> None:
-        super().__init__(should_retry=False)
+    def __init__(self, *, should_retry: bool = False) -> None:
+        super().__init__(should_retry=should_retry)
 
 
 class ResponseCancelled(BackendError):

@@ -198,7 +198,7 @@ class TurnRegistry:
             raise
         held, is_open = await self._begin(plan, lease, place), False
         try:
-            await self._open_turn(held.running)
+            await self._open_turn(held.running, lease)
             is_open = True
             yield held
             if held.running.ended:
@@ -308,13 +308,14 @@ class TurnRegistry:
             self._locks.release(lease)
             self._leave(place)
 
-    async def _open_turn(self, running: RunningTurn) -> None:
+    async def _open_turn(self, running: RunningTurn, lease: Lease) -> None:
         """Open the turn; where Letta itself is busy with this thread, keep our place and ask again."""
         pause = BUSY_PAUSE
         give_up = asyncio.get_running_loop().time() + self._policy.queue_wait
         while True:
             if self._closed:  # since we were admitted: while we waited for our turn, or for Letta
                 raise _shutting_down()
+            await self._locks.check(lease)
             try:
                 await running.open()
             except ConversationBusy:

@@ -42,6 +42,13 @@ class ThreadLocks(Protocol):
         """
         ...
 
+    async def check(self, lease: Lease) -> None:
+        """See that a thread is still the lease's, before something is said on it.
+
+        Raises ``ThreadLost`` where it is not, and ``SharedStateUnavailable`` where that cannot be seen.
+        """
+        ...
+
     def release(self, lease: Lease) -> None:
         """Give a thread to whoever waits first."""
         ...

@@ -47,6 +47,9 @@ class MemoryLocks:
         finally:
             self._metrics.waiting.dec()
 
+    async def check(self, lease: Lease) -> None:
+        """Do nothing: nobody else could have the thread."""
+
     def release(self, lease: Lease) -> None:
         """Give a thread to whoever waits first."""
         self._hand_on(lease.thread)

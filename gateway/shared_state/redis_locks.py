@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from redis.asyncio import Redis
 
-from gateway.errors import ConversationBusy, GatewayError, HeldElsewhere, SharedStateUnavailable
+from gateway.errors import ConversationBusy, GatewayError, HeldElsewhere, SharedStateUnavailable, ThreadLost
 from gateway.shared_state.locks import Lease
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import is_past
@@ -145,6 +145,17 @@ class RedisLocks:
         except BaseException:
             self._local.release(local)
             raise
+
+    async def check(self, lease: Lease) -> None:
+        """See that a thread is still the lease's: Redis is asked where it was not for some time.
+
+        Raises ``ThreadLost``, and ``SharedStateUnavailable``: this gateway, or Redis, may have stood still meanwhile.
+        """
+        held = self._held[lease]
+        if not lease.is_lost and self._is_old(held):
+            await self._renew_some([(lease, held)])
+        if lease.is_lost:
+            raise ThreadLost(should_retry=True)  # nothing was said yet
 
     def release(self, lease: Lease) -> None:
         """Give a thread to whoever waits first."""

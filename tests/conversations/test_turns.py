@@ -19,6 +19,7 @@ from gateway.errors import (
     ResponseCancelled,
     ShuttingDown,
     StorageUnavailable,
+    ThreadLost,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamTruncated,
@@ -100,13 +101,14 @@ def raising(error: BaseException) -> Work:
 class House:
     """A registry with all that it uses, and clients of it."""
 
-    def __init__(self, policy: TurnPolicy | None = None) -> None:
+    def __init__(self, policy: TurnPolicy | None = None, *, locks: MemoryLocks | None = None) -> None:
         self.backend = OneAtATime()
         self.metrics = Metrics()
         self.tasks = TaskSet()
         self.clients = TaskSet()
         chosen = policy or TurnPolicy()
-        self.locks = MemoryLocks(depth=lambda: chosen.queue_depth, wait=chosen.queue_wait, metrics=self.metrics)
+        usual = MemoryLocks(depth=lambda: chosen.queue_depth, wait=chosen.queue_wait, metrics=self.metrics)
+        self.locks = usual if locks is None else locks
         self.meter = RecordingMeter()
         self.registry = TurnRegistry(self.backend, self.meter, chosen, self.metrics, self.tasks, locks=self.locks)
         self.finished: list[str] = []
@@ -777,6 +779,62 @@ async def test_turn_that_the_ledger_refuses_is_not_sent(house: House, error: Gat
     assert (house.plans[0].events, house.plans[0].delivered) == (WHOLE, False)
     assert house.meter.outcomes == ["complete"]
     assert error.should_retry is isinstance(error, StorageUnavailable)
+
+
+class Losing(MemoryLocks):
+    """Locks whose leases the test has another gateway take over."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=lambda: 8, wait=30.0, metrics=Metrics())
+        self.leases: list[Lease] = []
+        self.checked = 0
+
+    async def acquire(self, thread: str) -> Lease:
+        self.leases.append(await super().acquire(thread))
+        return self.leases[-1]
+
+    async def check(self, lease: Lease) -> None:
+        self.checked += 1
+        if lease.is_lost:
+            raise ThreadLost(should_retry=True)
+
+    async def lose(self) -> None:
+        """Have another gateway take over the newest one."""
+        self.leases[-1].lose()
+
+
+@pytest.mark.parametrize("when", ["while the plan begins", "while the ledger is asked", "before Letta is asked again"])
+async def test_turn_whose_thread_is_lost_before_it_is_sent_is_not_sent(when: str) -> None:
+    locks = Losing()
+    house = House(locks=locks)
+    plan = Saying("a", begin=locks.lose if when == "while the plan begins" else None)
+    house.meter.opening = asyncio.Event()
+    if when == "before Letta is asked again":
+        house.backend.play(Script(opening=(Break(ConversationBusy()),)))
+        house.meter.opening.set()
+    task = await house.client(plan)
+    if when != "while the plan begins":
+        await locks.lose()
+    house.meter.opening.set()
+    error = await outcome(task)
+    assert isinstance(error, ThreadLost)
+    assert house.names == ["a"]
+    assert house.backend.turns[0].opened == (1 if when == "before Letta is asked again" else 0)
+    await settled()
+    assert plan.delivered is False
+    assert house.meter.outcomes == ["unsent"]
+
+
+async def test_turn_whose_thread_is_lost_in_its_stream_ends_with_an_error() -> None:
+    locks = Losing()
+    house = House(locks=locks)
+    house.backend.play(TALKS_FOR_EVER)
+    task = await house.client("a")
+    await locks.lose()
+    assert isinstance(await outcome(task), ThreadLost)
+    await settled()
+    assert house.meter.outcomes == ["interrupted"]
+    assert locks.checked == 1
 
 
 async def test_turn_that_is_left_while_the_ledger_is_asked_is_not_sent(house: House) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from gateway.errors import ConversationBusy, HeldElsewhere, SharedStateUnavailable, ShuttingDown
+from gateway.errors import ConversationBusy, HeldElsewhere, SharedStateUnavailable, ShuttingDown, ThreadLost
 from gateway.metrics import Metrics
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import place_of
@@ -189,6 +189,49 @@ async def test_gateway_that_stood_still_is_told_that_it_lost_its_thread(gateways
     one.release(before)
     assert await other.is_taken("t"), "what is another's is not given back"
     other.release(lease)
+
+
+async def stood_still(one: RedisLocks) -> None:
+    """Have a gateway renew nothing for longer than its leases are."""
+    assert one._renewing is not None
+    one._renewing.cancel()
+    await asyncio.sleep(1.2 * LEASE)
+
+
+async def test_thread_that_was_lost_is_seen_before_anything_is_said(gateways: Gateways) -> None:
+    one, other = gateways("a"), gateways("b")
+    lease = await one.acquire("t")
+    await one.check(lease)
+    await stood_still(one)
+    other.release(await other.acquire("t"))
+    for _ in range(2):
+        with pytest.raises(ThreadLost) as raised:
+            await one.check(lease)
+        assert raised.value.should_retry is True
+    one.release(lease)
+
+
+async def test_thread_that_nobody_took_is_held_again_before_anything_is_said(gateways: Gateways) -> None:
+    one, other = gateways("a"), gateways("b", wait=0.2)
+    lease = await one.acquire("t")
+    await stood_still(one)
+    await one.check(lease)
+    with pytest.raises(ConversationBusy):
+        await other.acquire("t")
+    one.release(lease)
+
+
+async def test_nothing_is_said_on_a_thread_that_may_be_lost_while_redis_is_away(
+    gateways: Gateways, redis: RedisProcess
+) -> None:
+    one = gateways("a")
+    lease = await one.acquire("t")
+    with redis.paused():
+        await one.check(lease)
+        await stood_still(one)
+        with pytest.raises(SharedStateUnavailable):
+            await one.check(lease)
+    one.release(lease)
 
 
 async def test_what_redis_forgot_is_taken_again(gateways: Gateways, redis: RedisProcess) -> None:
