@@ -87,15 +87,19 @@ class Directory:
             self._recent.end(key, kept, ticket)
         return had.conversation_id if had is not None and had.conversation_id != pinned.conversation_id else None
 
-    async def unpin(self, owner: str, agent_id: str, chat: str) -> str | None:
-        """Forget the chat's conversation, and return which it was; raises ``StorageUnavailable``."""
+    async def unpin(self, owner: str, agent_id: str, chat: str, fence: int | None = None) -> str | None:
+        """Forget the chat's conversation, unless it has a higher fence, and return which it was.
+
+        Raises ``StorageUnavailable``.
+        """
         key = (owner, agent_id, chat)
         if not all(map(fits, key)):
             return None
         ticket = self._recent.begin(key)
         try:
             async with self._database.write() as connection:
-                gone = await connection.execute(delete(pins).where(_is(key)).returning(pins.c.conversation_id))
+                mine = _is(key) if fence is None else and_(_is(key), pins.c.fence <= fence)
+                gone = await connection.execute(delete(pins).where(mine).returning(pins.c.conversation_id))
                 conversation_id: str | None = gone.scalar_one_or_none()
         finally:
             self._recent.end(key, None, ticket)

@@ -310,7 +310,7 @@ class PinnedChat(Plan):
     async def forget(self) -> None:
         """Forget the conversation: Letta has it no more."""
         await super().forget()
-        await self.desk.directory.unpin(self.request.owner, self.request.agent_id, self._chat)
+        await self._unpin()
 
     async def _forget(self) -> None:
         """Leave the chat as it was before the turn."""
@@ -320,7 +320,11 @@ class PinnedChat(Plan):
         if self._before is not None:
             await directory.pin(request.owner, request.agent_id, self._chat, self._before, self.lease.fence)
         elif self._made is not None:
-            await directory.unpin(request.owner, request.agent_id, self._chat)
+            await self._unpin()
+
+    async def _unpin(self) -> None:
+        request = self.request
+        await self.desk.directory.unpin(request.owner, request.agent_id, self._chat, self.lease.fence)
 
 
 class Throwaway(Plan):

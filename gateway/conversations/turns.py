@@ -281,7 +281,7 @@ class TurnRegistry:
             turn_id = await self._meter.open(plan.payer, turn)
             self._check_wanted(place, turn)
         except BaseException as error:
-            if isinstance(error, StorageUnavailable):
+            if isinstance(error, StorageUnavailable | ThreadLost):
                 error.should_retry = True  # nothing was said yet
             self._tasks.spawn(self._give_up(plan, lease, place, turn_id), "give up turn")
             raise

@@ -224,6 +224,16 @@ async def test_gateway_that_lost_its_thread_does_not_write_over_what_came_after(
         assert await here.find("owner", "agent-1", "chat", is_news=True) == Pinned("conv-4")
 
 
+async def test_gateway_that_lost_its_thread_does_not_forget_what_came_after(address: Address) -> None:
+    async with opened(address) as database:
+        here, elsewhere = Directory(database), Directory(database)
+        await elsewhere.pin("owner", "agent-1", "chat", Pinned("conv-2"), 8)
+        assert await here.unpin("owner", "agent-1", "chat", 7) is None
+        assert await here.find("owner", "agent-1", "chat") == Pinned("conv-2")
+        assert await elsewhere.unpin("owner", "agent-1", "chat", 8) == "conv-2"
+        assert await here.find("owner", "agent-1", "chat", is_news=True) is None
+
+
 @pytest.mark.live
 async def test_gateways_that_share_a_database_see_each_others_pins(postgres_address: PostgresServer) -> None:
     async with opened(postgres_address) as one, opened(postgres_address) as other:

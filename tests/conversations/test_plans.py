@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gateway.conversations.directory import Directory
+from gateway.conversations.directory import Directory, Pinned
 from gateway.conversations.divergence import digest, digests
 from gateway.conversations.plans import OWN_THREAD, Continued, Desk, OwnThread, PinnedChat, Plan, Request, Throwaway
 from gateway.conversations.tool_calls import WaitingCall, WaitingCalls
-from gateway.errors import StorageUnavailable, UpstreamUnavailable
+from gateway.errors import StorageUnavailable, ThreadLost, UpstreamUnavailable
 from gateway.shared_state.locks import Lease
 from gateway.shared_state.places import Alone
 from gateway.storage.address import SqliteFile
@@ -30,6 +30,7 @@ WAITING = WaitingCall(
     name="f",
     asked_at=0.0,
 )
+AFTER = Pinned("conv-after", (), None, is_settled=True)
 
 
 @pytest.fixture
@@ -268,6 +269,29 @@ async def test_pin_is_not_settled_until_the_answer_is_known(desk: Desk) -> None:
     assert known is not None
     assert (known.conversation_id, known.is_settled) == ("conv-1", True)
     assert known.seen == (*digests([user("a")]), digest(agent("A")))
+
+
+async def test_gateway_that_lost_the_chat_as_it_began_leaves_what_came_after(desk: Desk) -> None:
+    async def meanwhile(agent_id: str) -> str:
+        await desk.directory.pin("anna", agent_id, "c-1", AFTER, 2)
+        return "conv-late"
+
+    plan = PinnedChat(desk, request(), "c-1")
+    letta(desk).new_conversation = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(ThreadLost):
+        await plan.begin(Lease(plan.thread, fence=1))
+    await plan.end(is_delivered=False)
+    assert await desk.directory.find("anna", "agent-1", "c-1") == AFTER
+    await done(desk)
+    assert letta(desk).deleted == ["conv-late"]
+
+
+async def test_gateway_that_lost_the_chat_and_finds_its_conversation_gone_leaves_what_came_after(desk: Desk) -> None:
+    plan = PinnedChat(desk, request(), "c-1")
+    await plan.begin(Lease(plan.thread, fence=1))
+    await desk.directory.pin("anna", "agent-1", "c-1", AFTER, 2)
+    await plan.forget()
+    assert await desk.directory.find("anna", "agent-1", "c-1") == AFTER
 
 
 async def test_database_that_fails_in_the_begin(desk: Desk, store: Database) -> None:

@@ -507,6 +507,13 @@ async def test_waiter_that_leaves_is_asked_nothing(house: House) -> None:
     assert [plan.events for plan in house.plans] == [WHOLE, []]
 
 
+async def test_plan_that_finds_its_thread_lost_may_be_tried_again(house: House) -> None:
+    error = await outcome(await house.client(Saying("a", begin=raising(ThreadLost()))))
+    assert isinstance(error, ThreadLost)
+    assert error.should_retry is True
+    await settled()
+
+
 @pytest.mark.parametrize("error", [UpstreamUnavailable(), StorageUnavailable(), RuntimeError("a bug")])
 async def test_plan_that_cannot_begin(house: House, error: Exception) -> None:
     plan = Saying("a", begin=raising(error))
