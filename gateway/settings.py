@@ -163,6 +163,14 @@ class Settings(Struct, frozen=True, kw_only=True):
             secret=True,
         ),
     ] = ""
+    database_connections: Annotated[
+        int,
+        Meta(ge=1, le=1_000),
+        _row(
+            "LETTA_GATEWAY_DATABASE_CONNECTIONS",
+            "Connections to PostgreSQL at most; of all gateways together fewer than its max_connections.",
+        ),
+    ] = 10
     redis_url: Annotated[
         str,
         _row(

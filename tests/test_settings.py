@@ -67,6 +67,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "metrics_port": ("9091", 9091),
     "home": ("/var/lib/letta-gateway", "/var/lib/letta-gateway"),
     "database_url": ("postgresql://me@db/gateway", "postgresql://me@db/gateway"),
+    "database_connections": ("4", 4),
     "redis_url": ("redis://localhost:6379/1", "redis://localhost:6379/1"),
     "advertise": ("http://10.0.0.7:8080", "http://10.0.0.7:8080"),
     "secret_key": (SECRET, SECRET),

@@ -30,7 +30,7 @@ from gateway.server.notify import ServiceManager
 from gateway.server.waiting import build_waiting_app, opened
 from gateway.settings import Origin, Settings, check_reachable
 from gateway.storage.address import Address, PostgresServer, address_of
-from gateway.storage.engine import Database
+from gateway.storage.engine import Database, StorageLimits
 from gateway.storage.failures import StorageFailed
 from gateway.storage.opening import has_wal_reset_bug
 from gateway.tasks import TaskSet
@@ -88,7 +88,8 @@ async def _serve(settings: Settings, announce: Callable[[str], None], origins: M
             await doors.open_for_now(build_waiting_app(settings, metrics, tasks))
             manager.starting("Waiting for the database")
 
-        database = await _opened(address, tasks, signals, wait)
+        limits = StorageLimits(connections=settings.database_connections)
+        database = await _opened(address, limits, tasks, signals, wait)
         if database is None:
             return
         stack.push_async_callback(database.close)
@@ -104,10 +105,14 @@ def _address(settings: Settings) -> Address:
 
 
 async def _opened(
-    address: Address, tasks: TaskSet, signals: "SignalCount", wait: Callable[[], Awaitable[None]]
+    address: Address,
+    limits: StorageLimits,
+    tasks: TaskSet,
+    signals: "SignalCount",
+    wait: Callable[[], Awaitable[None]],
 ) -> Database | None:
     """Open the database; ``wait`` is called where PostgreSQL is not there soon. None where a signal came first."""
-    opening = tasks.spawn(_tried(address), "open database")
+    opening = tasks.spawn(_tried(address, limits), "open database")
     interrupted = tasks.spawn(signals.first.wait(), "first signal")
     # A file is there soon or not at all, and who opens one that another gateway has is not to be in its way.
     watched = {opening, interrupted} if isinstance(address, PostgresServer) else {opening}
@@ -128,9 +133,9 @@ async def _opened(
     return database
 
 
-async def _tried(address: Address) -> Database | StorageFailed:
+async def _tried(address: Address, limits: StorageLimits) -> Database | StorageFailed:
     try:
-        return await opened(address)
+        return await opened(address, limits)
     except StorageFailed as error:
         return error
 

@@ -18,7 +18,7 @@ from gateway.server.edge import first_middleware, operator_rule, response_header
 from gateway.server.routes import OPERATIONS, Route, add_routes
 from gateway.settings import Settings
 from gateway.storage.address import Address
-from gateway.storage.engine import Database
+from gateway.storage.engine import Database, StorageLimits
 from gateway.storage.failures import StorageFailed
 from gateway.tasks import TaskSet
 from middleware.chain import build_chain
@@ -31,12 +31,12 @@ _CHAIN: Final = ("request_id", "access_log", "metrics", "error_boundary", "body_
 _log: Final = structlog.get_logger("gateway.server")
 
 
-async def opened(address: Address) -> Database:
+async def opened(address: Address, limits: StorageLimits) -> Database:
     """Open the database, as often as it takes; raises ``StorageFailed`` for what does not pass by itself."""
     told = None
     while True:
         try:
-            return await Database.open(address)
+            return await Database.open(address, limits)
         except StorageFailed as error:
             if not error.passes:
                 raise

@@ -14,7 +14,9 @@ from gateway.errors import UpstreamUnavailable
 from gateway.letta.backend import Capabilities
 from gateway.letta.scripted import ScriptedBackend
 from gateway.server.serve import AFTER_GRACE, StartFailed, _check_kind, banner
+from gateway.storage.address import PostgresServer
 from gateway.storage.opening import has_wal_reset_bug
+from tests.live.postgres import Postgres
 from tests.live.processes import free_port
 from tests.server.running import chat_request, local_letta, settings
 from tests.server.service_manager import told
@@ -397,6 +399,23 @@ async def test_old_sqlite_is_one_warning_and_no_refusal() -> None:
         gateway.signal(signal.SIGTERM)
         assert await gateway.ended() == 0
     assert gateway.errors.count("WAL-reset bug") == (1 if has_wal_reset_bug() else 0)
+
+
+@pytest.mark.live
+async def test_gateway_has_no_more_connections_to_postgresql_than_it_may(
+    postgres_address: PostgresServer, postgres: Postgres
+) -> None:
+    environment = {
+        "LETTA_GATEWAY_DATABASE_URL": postgres_address.url,
+        "LETTA_GATEWAY_DATABASE_CONNECTIONS": "3",
+        "SECRET_KEY": "made at random, 32 characters and more",
+    }
+    async with Upstream() as letta, gateway_process(letta.url, env=environment) as gateway:
+        asked = (gateway.ask("GET", f"/v1/responses/resp_{number}") for number in range(30))
+        assert {answer.status for answer in await asyncio.gather(*asked)} == {404}
+        name = postgres_address.url.rpartition("/")[2].partition("?")[0]
+        count = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
+        assert int(await asyncio.to_thread(postgres.run, count)) == 3
 
 
 async def test_shared_database_without_a_shared_secret_stops_the_start() -> None:

@@ -14,7 +14,7 @@ import pytest
 from gateway.server import waiting
 from gateway.server.waiting import opened
 from gateway.storage.address import PostgresServer
-from gateway.storage.engine import Database
+from gateway.storage.engine import Database, StorageLimits
 from gateway.storage.failures import StorageFailed
 from tests.live.processes import free_port
 from tests.server.recorded_logs import recorded_logs
@@ -130,9 +130,9 @@ async def test_port_that_is_taken_is_said_at_once() -> None:
 async def test_what_does_not_pass_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = 0
 
-    async def fail(address: PostgresServer) -> Database:
+    async def fail(address: PostgresServer, limits: StorageLimits) -> Database:
         nonlocal tries
-        _ = address
+        _ = address, limits
         tries += 1
         raise StorageFailed("as it is", passes=tries < 4)
 
@@ -140,6 +140,6 @@ async def test_what_does_not_pass_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(waiting, "AGAIN", 0.01)
     with recorded_logs() as logs, pytest.raises(StorageFailed, match="as it is"):
         async with asyncio.timeout(5):
-            await opened(PostgresServer("postgresql://host/gateway"))
+            await opened(PostgresServer("postgresql://host/gateway"), StorageLimits())
     assert tries == 4
     assert [line["event"] for line in logs.lines] == ["waiting for the database"]

@@ -31,6 +31,10 @@ __all__ = ["postgres"]  # a fixture that is asked for by name
 
 ROOT: Final = Path(__file__).parents[2]
 K8S: Final = ROOT / "deploy" / "k8s"
+MAX_CONNECTIONS: Final = 100
+"""PostgreSQL's default."""
+RESERVED: Final = 3
+"""Of these, for superusers."""
 OVERLAYS: Final = ("single", "scaled", "scaled-by-streams")
 SCALED: Final = OVERLAYS[1:]
 VERSIONS: Final = ("1.30", "1.37")
@@ -371,8 +375,15 @@ def test_scaled_has_three_gateways_and_more(name: str, nowhere: None) -> None:
 
 
 @pytest.mark.parametrize("name", SCALED)
+def test_as_many_gateways_as_there_may_be_fit_into_a_usual_postgresql(name: str, nowhere: None) -> None:
+    most = one(name, "HorizontalPodAutoscaler")["spec"]["maxReplicas"]
+    come_and_go = 1 + 3
+    assert (most + come_and_go) * settings(name).database_connections <= MAX_CONNECTIONS - RESERVED
+
+
+@pytest.mark.parametrize("name", SCALED)
 def test_gateway_tells_the_others_its_own_address(name: str, nowhere: None) -> None:
-    address, advertise = container(name)["env"]
+    address, advertise = container(name)["env"][:2]
     assert address == {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     assert advertise["value"] == f"http://$(POD_IP):{settings(name).port}"
     assert settings(name).advertise == "http://10.0.0.7:8080"
