@@ -1,16 +1,19 @@
 """Gateways that share a database: each gives signs of life, so that what one leaves behind is another's to settle.
 
 Whether a sign is new is told by its value alone, and how long there was none by the reader's own monotonic clock: no
-two clocks are compared, and none is trusted not to jump.
+two clocks are compared, and none is trusted not to jump. Silence counts only while the reader itself can be heard: a
+database that was away is no other gateway's silence.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import structlog
 from sqlalchemy import bindparam, delete, select
 
+from gateway.errors import StorageUnavailable
 from gateway.storage.engine import Database
 from gateway.storage.tables import instances
 from gateway.storage.upsert import upsert
@@ -51,11 +54,14 @@ class Instances:
         self._clock = clock
         self._now = now
         self._seen: dict[str, _Seen] = {}
+        self._was_away = False
 
     async def beat(self) -> None:
         """Give a sign of life; raises ``StorageUnavailable``."""
-        async with self._database.write() as connection:
-            await connection.execute(upsert(connection.dialect, instances), [{"id": self.id, "seen_at": self._now()}])
+        row = {"id": self.id, "seen_at": self._now()}
+        with self._noticing_absence():
+            async with self._database.write() as connection:
+                await connection.execute(upsert(connection.dialect, instances), [row])
         if self._should_be_alone:
             before = self._seen
             await self._look()
@@ -100,14 +106,24 @@ class Instances:
                 await connection.execute(_BURY, rows)
 
     async def _look(self) -> None:
-        async with self._database.read() as connection:
-            rows = (await connection.execute(select(instances.c.id, instances.c.seen_at))).all()
-        now, before = self._clock(), self._seen
+        with self._noticing_absence():
+            async with self._database.read() as connection:
+                rows = (await connection.execute(select(instances.c.id, instances.c.seen_at))).all()
+        now, before = self._clock(), {} if self._was_away else self._seen
+        self._was_away = False
         signs: dict[str, float] = {row.id: row.seen_at for row in rows}
         self._seen = {
             name: before[name] if name in before and before[name].sign == sign else _Seen(sign, now)
             for name, sign in signs.items()
         }
+
+    @contextlib.contextmanager
+    def _noticing_absence(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageUnavailable:
+            self._was_away = True
+            raise
 
     def _is_dead(self, other: str) -> bool:
         return not self._database.is_shared or self._clock() - self._seen[other].since >= SILENT

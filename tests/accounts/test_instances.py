@@ -3,6 +3,7 @@ import structlog.testing
 from sqlalchemy import select
 
 from gateway.accounts.instances import SILENT, Instances
+from gateway.errors import StorageUnavailable
 from gateway.storage.address import PostgresServer, SqliteFile
 from gateway.storage.engine import Database
 from gateway.storage.tables import instances
@@ -100,6 +101,24 @@ async def test_gateway_that_is_silent_is_buried_and_may_come_back(postgres_addre
         await two.wait(SILENT)
         await two.instances.beat()
         assert await one.instances.gone(["two"]) == set()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("what", ["its sign of life", "its look at others"])
+async def test_silence_while_the_database_is_away_is_no_death(postgres_address: PostgresServer, what: str) -> None:
+    async with opened(postgres_address) as database, opened(postgres_address) as away:
+        await away.close()
+        one, two = Gateway(database, "one"), Gateway(database, "two")
+        await two.instances.beat()
+        assert await one.instances.gone(["two"]) == set()
+        one.instances._database = away
+        with pytest.raises(StorageUnavailable):
+            await (one.instances.beat() if what == "its sign of life" else one.instances.bury())
+        one.instances._database = database
+        await one.wait(SILENT)
+        assert await one.instances.gone(["two"]) == set(), "it had no time yet to give a sign"
+        await one.wait(SILENT)
+        assert await one.instances.gone(["two"]) == {"two"}
 
 
 async def beats(*gateways: Gateway, times: int = 3) -> list[str]:
