@@ -93,7 +93,7 @@ class RedisServer:
         return script
 
     async def ping(self) -> None:
-        """Raise ``SharedStateUnavailable`` unless it answers."""
+        """Raise ``SharedStateUnavailable`` unless it answers, and takes what it is told: not full, no mere copy."""
         await self.run(self._ping)
 
     async def run(self, ask: Callable[[Redis], Awaitable[T]]) -> T:
@@ -146,7 +146,7 @@ class RedisServer:
         asking.add_done_callback(self._given_up.discard)
 
     async def _ping(self, client: Redis) -> Any:
-        return await client.ping()
+        return await client.set(f"{PREFIX}:ping", "", ex=1)
 
     def _check(self) -> None:
         if self._is_up:

@@ -126,7 +126,6 @@ class RedisLocks:
         self._here = here
         self._wait = wait
         self._is_cut_off = is_cut_off
-        self._is_doubtful = False
         self._lease_time = lease
         self._acquire = server.script(_ACQUIRE)
         self._renew = server.script(_RENEW)
@@ -225,15 +224,17 @@ class RedisLocks:
             self._renewing = self._tasks.spawn(self._renew_all(), "renew threads")
 
     async def _renew_all(self) -> None:
-        part = RENEWED
+        is_away = is_doubtful = False
         while self._held:
-            await asyncio.sleep(part * self._lease_time)
+            await asyncio.sleep((TRIED_AGAIN if is_away else RENEWED) * self._lease_time)
             try:
                 await self.renew()
-                part = RENEWED
+                is_away = is_doubtful = False
             except SharedStateUnavailable:
-                part = TRIED_AGAIN
-                await self._lose_what_others_may_get()
+                is_away, was_doubtful = True, is_doubtful
+                is_doubtful = await self._may_others_get_them()
+                if is_doubtful and was_doubtful:  # said twice, as Redis may just be coming back
+                    self._lose_old_ones()
 
     async def renew(self) -> None:
         """Renew every lease now; raises ``SharedStateUnavailable``."""
@@ -260,14 +261,11 @@ class RedisLocks:
             answers: list[int] = await pipeline.execute()
         return answers
 
-    async def _lose_what_others_may_get(self) -> None:
-        """End turns before their leases do, where Redis answers others: said twice, as it may be just coming back."""
-        is_doubtful = (
-            any(map(self._is_old, self._held.values())) and await self._is_cut_off() and not self._server.is_up
-        )
-        was_doubtful, self._is_doubtful = self._is_doubtful, is_doubtful
-        if not (is_doubtful and was_doubtful):
-            return
+    async def _may_others_get_them(self) -> bool:
+        return any(map(self._is_old, self._held.values())) and await self._is_cut_off() and not self._server.is_up
+
+    def _lose_old_ones(self) -> None:
+        """End turns before their leases do."""
         for lease, held in list(self._held.items()):
             if self._is_old(held) and not lease.is_lost:
                 _log.warning("thread given up: redis answers other gateways, and not this one")

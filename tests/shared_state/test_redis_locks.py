@@ -1,6 +1,7 @@
 """One turn per thread among gateways: each ``RedisLocks`` here is one of them."""
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -299,17 +300,49 @@ async def test_gateway_that_alone_is_cut_off_ends_its_turn_before_another_one_be
 async def test_redis_that_answers_another_gateway_a_moment_earlier_ends_no_turn(
     gateways: Gateways, redis: RedisProcess
 ) -> None:
-    said = [True]
+    asked, said = 0, list[bool]()
 
     async def first_answer_alone() -> bool:
+        nonlocal asked
+        asked += 1
         return said.pop() if said else False
 
-    one = gateways("a", is_cut_off=first_answer_alone)
+    one = gateways("a", is_cut_off=first_answer_alone, wait=20 * LEASE)
     lease = await one.acquire("t")
-    with redis.paused():
-        await asyncio.sleep(1.5 * LEASE)
+    for _ in range(2):
+        said.append(True)
+        before = asked
+        with redis.paused():
+            while asked < before + 2:  # noqa: ASYNC110 - it is seen from outside
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(1.5)
     assert not said
     assert not lease.is_lost
+    one.release(lease)
+
+
+async def test_turn_goes_on_while_redis_is_full_for_all(
+    gateways: Gateways, redis: RedisProcess, server: RedisServer
+) -> None:
+    there = RedisServer(redis.url)
+
+    async def takes_what_others_tell() -> bool:
+        with contextlib.suppress(SharedStateUnavailable):
+            await there.ping()
+            return True
+        return False
+
+    one = gateways("a", is_cut_off=takes_what_others_tell)
+    lease = await one.acquire("t")
+    with redis.client() as client:
+        client.config_set("maxmemory", 1)
+        try:
+            await asyncio.sleep(2 * LEASE)
+        finally:
+            client.config_set("maxmemory", 0)
+    assert not server.is_up
+    assert not lease.is_lost
+    await there.close()
     one.release(lease)
 
 
