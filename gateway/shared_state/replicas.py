@@ -27,6 +27,13 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
 return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 """
 
+# A limit of nought is none; who may not ask sees nothing.
+_EVICTION: Final = """
+local info = redis.pcall('INFO', 'memory')
+if type(info) ~= 'string' or string.match(info, 'maxmemory:(%d+)') == '0' then return '' end
+return string.match(info, 'maxmemory_policy:([%w-]+)') or ''
+"""
+
 _log: Final = structlog.get_logger("gateway.shared_state")
 
 
@@ -38,6 +45,7 @@ class Replicas:
         self._here = here
         self._beat = server.script(_BEAT)
         self._look = server.script(LOOK)
+        self._eviction = server.script(_EVICTION)
         self._signs: dict[str, float] = {here: 0.0}
         self._twins: set[str] = set()
 
@@ -80,7 +88,18 @@ class Replicas:
         if self._server.mark not in {"", mark}:
             _log.warning("redis lost what it was told: it is told again")
             await tell_again()
+        if self._server.mark != mark:
+            await self._look_at_eviction()
         self._server.mark = mark
+
+    async def _look_at_eviction(self) -> None:
+        policy = (await self._server.run(lambda _: self._eviction())).decode()
+        if policy not in {"", "noeviction"}:
+            _log.error(
+                "redis drops what it is told when its memory is full: turns of one chat may overlap then; set its "
+                "maxmemory-policy to noeviction",
+                policy=policy,
+            )
 
     async def run(self, tell_again: Callable[[], Awaitable[None]]) -> None:
         """Say so until cancelled; ``tell_again`` tells Redis what it forgot."""

@@ -77,6 +77,32 @@ async def test_gateway_that_was_here_before_is_no_twin(server: RedisServer) -> N
     assert lines == []
 
 
+@pytest.mark.parametrize(
+    ("maxmemory", "policy", "is_told"),
+    [
+        ("1gb", "volatile-lru", True),
+        ("1gb", "allkeys-lru", True),
+        ("1gb", "noeviction", False),
+        ("0", "volatile-lru", False),
+    ],
+)
+async def test_redis_that_drops_what_it_is_told_is_told_of_once(
+    server: RedisServer, redis: RedisProcess, maxmemory: str, policy: str, *, is_told: bool
+) -> None:
+    one = Replicas(server, ONE)
+    with redis.client() as client, structlog.testing.capture_logs() as lines:
+        client.config_set("maxmemory", maxmemory)
+        client.config_set("maxmemory-policy", policy)
+        try:
+            for _ in range(3):
+                await one.look(nothing)
+        finally:
+            client.config_set("maxmemory", 0)
+            client.config_set("maxmemory-policy", "noeviction")
+    assert [(line["log_level"], line["policy"]) for line in lines] == ([("error", policy)] if is_told else [])
+    assert all("maxmemory-policy to noeviction" in line["event"] for line in lines)
+
+
 async def forgets(redis: RedisProcess, how: str) -> None:
     if how == "flushed":
         with redis.client() as client:
