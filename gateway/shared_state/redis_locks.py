@@ -227,14 +227,18 @@ class RedisLocks:
         is_away = is_doubtful = False
         while self._held:
             await asyncio.sleep((TRIED_AGAIN if is_away else RENEWED) * self._lease_time)
-            try:
-                await self.renew()
-                is_away = is_doubtful = False
-            except SharedStateUnavailable:
-                is_away, was_doubtful = True, is_doubtful
-                is_doubtful = await self._may_others_get_them()
-                if is_doubtful and was_doubtful:  # said twice, as Redis may just be coming back
-                    self._lose_old_ones()
+            is_away = not await self._are_renewed()
+            was_doubtful, is_doubtful = is_doubtful, is_away and await self._may_others_get_them()
+            # Redis may just be coming back: others are asked twice, and it is asked once more.
+            if is_doubtful and was_doubtful and not await self._are_renewed():
+                self._lose_old_ones()
+
+    async def _are_renewed(self) -> bool:
+        try:
+            await self.renew()
+        except SharedStateUnavailable:
+            return False
+        return True
 
     async def renew(self) -> None:
         """Renew every lease now; raises ``SharedStateUnavailable``."""
@@ -262,7 +266,7 @@ class RedisLocks:
         return answers
 
     async def _may_others_get_them(self) -> bool:
-        return any(map(self._is_old, self._held.values())) and await self._is_cut_off() and not self._server.is_up
+        return any(map(self._is_old, self._held.values())) and await self._is_cut_off()
 
     def _lose_old_ones(self) -> None:
         """End turns before their leases do."""

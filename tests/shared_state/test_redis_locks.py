@@ -11,7 +11,7 @@ from gateway.errors import ConversationBusy, HeldElsewhere, SharedStateUnavailab
 from gateway.metrics import Metrics
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import place_of
-from gateway.shared_state.redis import RedisServer
+from gateway.shared_state.redis import RedisServer, key_of
 from gateway.shared_state.redis_locks import RedisLocks
 from gateway.shared_state.redis_places import RedisPlaces
 from gateway.tasks import TaskSet
@@ -318,6 +318,22 @@ async def test_redis_that_answers_another_gateway_a_moment_earlier_ends_no_turn(
         await asyncio.sleep(1.5)
     assert not said
     assert not lease.is_lost
+    one.release(lease)
+
+
+async def test_turn_whose_lease_alone_cannot_be_renewed_ends_before_it(
+    gateways: Gateways, redis: RedisProcess, server: RedisServer
+) -> None:
+    one, told = gateways("a", is_cut_off=all_others), asyncio.Event()
+    lease = await one.acquire("t")
+    lease.on_lost = told.set
+    with redis.client() as client:
+        client.set(key_of("thread", "t"), "of another kind")
+    async with asyncio.timeout(LEASE):
+        while not told.is_set():
+            with contextlib.suppress(SharedStateUnavailable):
+                await server.ping()
+            await asyncio.sleep(0.05)
     one.release(lease)
 
 
