@@ -22,7 +22,7 @@ from gateway.translation.agent_events import (
 )
 from gateway.translation.agent_turn import ClientTool
 from gateway.translation.ask import Ask, OutputSchema
-from gateway.translation.fitting import fits
+from gateway.translation.fitting import Fitting
 
 MOST_OUTPUT: Final = 2_097_152
 """Characters of a structured answer: it is read whole before it is known to fit."""
@@ -115,7 +115,7 @@ class StructuredOutput:
 
     def __init__(self, tool: str, output: OutputSchema) -> None:
         self._tool = tool
-        self._output = output
+        self._schema = None if output.schema is None else Fitting(output.schema)
         self._answers: dict[str, io.StringIO] = {}
         self._words = io.StringIO()
         self._room = MOST_OUTPUT
@@ -155,7 +155,7 @@ class StructuredOutput:
         if self._has_calls:
             return [*self._said(words), stop]
         answers = [answer.getvalue() for answer in self._answers.values()] or [words]
-        fitting = next((text for text in (fit(answer, self._output) for answer in answers) if text is not None), None)
+        fitting = next((text for text in (fit(answer, self._schema) for answer in answers) if text is not None), None)
         if stop.reason in CUT_OFF and (fitting is None or not self._answers):
             return [*self._said(answers[0]), stop]  # the client learns why
         if fitting is None:
@@ -167,7 +167,7 @@ class StructuredOutput:
         return [TextDelta(text)] if text else []
 
 
-def fit(answer: str, output: OutputSchema) -> str | None:
+def fit(answer: str, schema: Fitting | None) -> str | None:
     """Return the JSON of an answer that fits the schema, without the fence that models put around it; else None."""
     text = answer.strip()
     if text.startswith("```"):
@@ -178,7 +178,7 @@ def fit(answer: str, output: OutputSchema) -> str | None:
         return None
     if not isinstance(document, dict):
         return None
-    return text if output.schema is None or fits(document, output.schema) else None
+    return text if schema is None or schema.takes(document) else None
 
 
 def answer_tool(output: OutputSchema, taken: Sequence[ClientTool]) -> ClientTool:

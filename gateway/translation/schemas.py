@@ -154,15 +154,16 @@ def _leads_somewhere(reference: str, document: object, sound: set[str]) -> bool:
         if following in seen:
             return False
         seen.add(following)
-        target = _target(following, document)
-        if not isinstance(target, dict | bool):
+        found = target(following, document)
+        if not isinstance(found, dict | bool):
             return False
-        following = target.get("$ref") if isinstance(target, dict) else None
+        following = found.get("$ref") if isinstance(found, dict) else None
     sound |= seen
     return True
 
 
-def _target(reference: str, document: object) -> object | None:
+def target(reference: str, document: object) -> object | None:
+    """Return what a reference of a schema leads to inside it; None where that is nothing."""
     if reference == "#":
         return document
     if not reference.startswith("#/"):

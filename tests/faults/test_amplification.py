@@ -1,4 +1,4 @@
-"""S17: what costs a client 10 KiB must not cost the gateway more than 1 MiB, whatever it says."""
+"""S17: what costs a client 10 KiB must not cost the gateway more than 1 MiB or long work, whatever it says."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from tests.faults.chaos_upstream import BadLetta
+from tests.faults.chaos_upstream import BEGIN, END, BadLetta, says
 from tests.faults.gateways import rss
 from tests.server.running import JSON
 from tests.server.subprocesses import GatewayProcess, gateway_process
@@ -15,6 +15,8 @@ from tests.server.wire import connect, request
 
 MIB = 1_048_576
 SMALL = 10_240
+MOST_WORK = 0.1
+"""Seconds of processor time for one of them: nothing else is answered meanwhile."""
 CHAT = "/v1/chat/completions"
 
 
@@ -25,6 +27,13 @@ def post(body: bytes | str, **headers: str) -> bytes:
 
 def chat(**fields: object) -> bytes:
     return post(json.dumps({"model": "friend", "messages": [{"role": "user", "content": "Hi"}], **fields}))
+
+
+def doubling(keyword: str, last: object) -> bytes:
+    """Ask for an answer by a schema whose references double at each of 25 levels."""
+    levels = {f"a{n}": {keyword: [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(25)} | {"a25": last}
+    schema = {"properties": {"x": {"$ref": "#/$defs/a0"}}, "$defs": levels}
+    return chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
 
 
 def hostile() -> Iterator[bytes]:
@@ -48,6 +57,8 @@ def hostile() -> Iterator[bytes]:
     yield chat(stop=["x"] * 1_500)
     yield chat(metadata={f"k{number}": "v" for number in range(500)})
     yield chat(tools=[{"type": "function", "function": {"name": "f"}}] * 150)
+    yield doubling("anyOf", {"type": "null"})
+    yield doubling("allOf", {})
     url = "data:image/png;base64," + "A" * 9_000
     yield chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
     yield request("GET", "/" + "a" * 8_000)
@@ -102,12 +113,13 @@ def scrambled(count: int) -> Iterator[bytes]:
         yield bytes(wants[:SMALL])
 
 
-async def throw(gateway: GatewayProcess, wants: bytes) -> None:
-    """Send it and hang up, having read what came at once."""
+async def throw(gateway: GatewayProcess, wants: bytes, *, waits: bool = True) -> None:
+    """Send it and read what comes; who does not wait says at once that nothing follows, which ends a turn."""
     async with connect(gateway.port) as client:
         with contextlib.suppress(ConnectionError, asyncio.LimitOverrunError):
             await client.send(wants)
-            client.writer.write_eof()
+            if not waits:
+                client.writer.write_eof()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(client.reader.read(65_536), 0.5)
 
@@ -120,23 +132,29 @@ def cpu(gateway: GatewayProcess) -> float:
 
 
 async def test_small_requests_cost_little(letta: BadLetta) -> None:
+    letta.plays(*BEGIN, says('{"x":1}'), *END)
     async with gateway_process(letta.url, LETTA_GATEWAY_RATE_LIMIT="1000000/minute") as gateway:
         for wants in [*hostile(), *hostile()]:  # what is loaded and kept once is no amplification
             await throw(gateway, wants)
         worst, costly = 0, b""
+        longest, laborious = 0.0, b""
         for wants in hostile():
             assert len(wants) <= 1.2 * SMALL, wants[:50]
-            before = rss(gateway.process.pid)
+            before, started = rss(gateway.process.pid), cpu(gateway)
             await throw(gateway, wants)
-            grown = rss(gateway.process.pid) - before
+            grown, spent = rss(gateway.process.pid) - before, cpu(gateway) - started
             if grown > worst:
                 worst, costly = grown, wants
+            if spent > longest:
+                longest, laborious = spent, wants
         print(f"the worst of them: {worst / 1024:.0f} KiB for {costly[:60]!r}")
+        print(f"the most laborious: {longest:.2f} s for {laborious[:60]!r}")
         assert worst <= MIB
+        assert longest <= MOST_WORK, laborious
         before, started = rss(gateway.process.pid), cpu(gateway)
         count = 400
         for wants in scrambled(count):
-            await throw(gateway, wants)
+            await throw(gateway, wants, waits=False)
         grown, spent = rss(gateway.process.pid) - before, cpu(gateway) - started
         print(f"{count} scrambled requests: RSS {grown / MIB:+.2f} MiB, {spent / count * 1000:.2f} ms of CPU each")
         assert grown <= 2 * MIB
