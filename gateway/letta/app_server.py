@@ -215,6 +215,7 @@ class AppServerBackend:
 
     async def ping(self) -> None:
         """Ask who is there, past the breaker: readiness wants to know what is, not what was."""
+        self.metrics.breaker_open.set(self._breaker.refuses)  # the socket that is asked may be open all the while
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 socket = await self._open(self._slots[0])
@@ -312,7 +313,7 @@ class AppServerBackend:
                 self._breaker.failed()
                 raise
             finally:
-                self.metrics.breaker_open.set(self._breaker.is_open)
+                self.metrics.breaker_open.set(self._breaker.refuses)
             return slot.socket
 
     async def _connect(self, most_bytes: int = MOST_BYTES) -> Socket:

@@ -27,22 +27,39 @@ class Breaker:
         self._pause = FIRST_PAUSE
         self._open_until = 0.0
         self._probe_until = 0.0
+        self._was_silent = False
 
     @property
     def is_open(self) -> bool:
-        """Tell whether requests are refused."""
+        """Tell whether the upstream is taken to be down, until a request succeeds."""
         return self._failures >= FAILURES_TO_OPEN
+
+    @property
+    def refuses(self) -> bool:
+        """Tell whether a request that came now would be refused."""
+        return self._wait() > 0
 
     def check(self) -> None:
         """Let a request through, or raise ``UpstreamUnavailable`` with the time to wait."""
         if not self.is_open:
             return
-        now = self._clock()
-        wait = max(self._open_until, self._probe_until) - now
+        wait = self._wait()
         if wait > 0:
             raise UpstreamUnavailable(retry_after=wait, should_retry=True)
         # This one is the probe: others wait for its outcome, or for as long as a probe may take.
-        self._probe_until = now + FIRST_PAUSE
+        self._probe_until = self._clock() + FIRST_PAUSE
+
+    def pinged(self, *, answered: bool) -> None:
+        """Note how a question fared that was asked past the breaker: an answer after none ends the pause.
+
+        An answer alone does not, as an upstream may answer those and fail at everything else.
+        """
+        if answered and self._was_silent:
+            self._open_until = self._probe_until = 0.0
+        self._was_silent = not answered
+
+    def _wait(self) -> float:
+        return max(self._open_until, self._probe_until) - self._clock() if self.is_open else 0.0
 
     def succeeded(self) -> None:
         """Note that the upstream answered."""

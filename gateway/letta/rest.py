@@ -271,7 +271,14 @@ class RestBackend:
 
     async def ping(self) -> None:
         """Ask ``/v1/health/``, past the breaker: readiness wants to know what is, not what was."""
-        _decoded(await _body(self._control.with_raw_response.health(timeout=PING_TIMEOUT), PING_TIMEOUT), decode_health)
+        answered = False
+        try:
+            body = await _body(self._control.with_raw_response.health(timeout=PING_TIMEOUT), PING_TIMEOUT)
+            _decoded(body, decode_health)
+            answered = True
+        finally:
+            self._breaker.pinged(answered=answered)
+            self.metrics.breaker_open.set(self._breaker.refuses)
 
     async def cancel_run(self, agent_id: str, run_id: str) -> None:
         """Cancel one run of an agent, and no other; past the breaker, as it frees what is already held."""
@@ -288,7 +295,7 @@ class RestBackend:
             self._breaker.failed()
         else:
             self._breaker.succeeded()
-        self.metrics.breaker_open.set(self._breaker.is_open)
+        self.metrics.breaker_open.set(self._breaker.refuses)
 
     def _note_models(self, rows: Iterable[AgentRow]) -> None:
         until = asyncio.get_running_loop().time() + MODEL_TTL

@@ -35,6 +35,10 @@ def refusal(breaker: Breaker) -> UpstreamUnavailable:
     return raised.value
 
 
+def refuses(breaker: Breaker) -> bool:
+    return breaker.refuses
+
+
 def test_few_failures_in_a_row_let_requests_through(breaker: Breaker) -> None:
     fail(breaker, FAILURES_TO_OPEN - 1)
     breaker.check()
@@ -112,6 +116,34 @@ def test_late_success_closes_it(breaker: Breaker) -> None:
     fail(breaker)
     breaker.succeeded()
     breaker.check()
+
+
+def test_refuses_only_while_the_pause_lasts(breaker: Breaker, clock: Clock) -> None:
+    assert not refuses(breaker)
+    fail(breaker)
+    assert refuses(breaker)
+    clock.now += FIRST_PAUSE
+    assert breaker.is_open
+    assert not refuses(breaker)
+    breaker.check()
+    assert refuses(breaker)
+
+
+def test_ping_that_is_answered_after_one_that_was_not_ends_the_pause(breaker: Breaker) -> None:
+    fail(breaker)
+    breaker.pinged(answered=False)
+    assert refuses(breaker)
+    breaker.pinged(answered=True)
+    assert not refuses(breaker)
+    breaker.check()
+    refusal(breaker)  # the one before is the probe
+
+
+def test_pings_that_were_answered_all_along_end_no_pause(breaker: Breaker) -> None:
+    breaker.pinged(answered=True)
+    fail(breaker)
+    breaker.pinged(answered=True)
+    refusal(breaker)
 
 
 def test_time_is_monotonic_unless_told_otherwise() -> None:

@@ -497,6 +497,36 @@ async def test_an_answer_between_failures_counts(server: RecordingServer, backen
     assert backend.metrics.breaker_open._value.get() == 0
 
 
+async def test_ping_shows_that_the_breaker_refuses_no_more(server: RecordingServer, backend: RestBackend) -> None:
+    """Nobody asks for anything but how Letta fares: it was down, and is well again."""
+    server.on("listing", status(503))
+    server.on("health", status(503))
+    await fail(backend.agents)
+    await fail(backend.ping, 1)
+    assert backend.metrics.breaker_open._value.get() == 1
+    server.on("listing", status(200, []))
+    server.on("health", status(200, HEALTH))
+    await backend.ping()
+    assert backend.metrics.breaker_open._value.get() == 0
+    assert await backend.agents() == []
+
+
+async def test_ping_lets_the_breaker_be_while_only_other_questions_fail(
+    server: RecordingServer, backend: RestBackend
+) -> None:
+    clock = timed(backend)
+    await backend.ping()
+    server.on("listing", status(503))
+    await fail(backend.agents)
+    await backend.ping()
+    assert backend.metrics.breaker_open._value.get() == 1
+    clock.now += FIRST_PAUSE
+    await backend.ping()
+    assert backend.metrics.breaker_open._value.get() == 0, "the next one would be let through"
+    await fail(backend.agents, 1)
+    assert backend.metrics.breaker_open._value.get() == 1
+
+
 async def test_ping_and_cancel_pass_by_the_breaker(server: RecordingServer, backend: RestBackend) -> None:
     timed(backend)
     server.on("health", status(503))
