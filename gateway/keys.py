@@ -1,6 +1,6 @@
 """The names by which handlers and middleware reach state: typed, and nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Final, Literal, Protocol, TypeAlias
 
@@ -14,6 +14,7 @@ from gateway.accounts.blocking import Blocking
 from gateway.accounts.export import Export
 from gateway.accounts.history import History
 from gateway.accounts.identity.protocol import IdentityProvider
+from gateway.accounts.operator_key import OperatorKey
 from gateway.accounts.operator_sessions import OperatorSession, OperatorSessions
 from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Profiles
@@ -165,7 +166,7 @@ LOCAL: web.AppKey[LocalLetta | None] = web.AppKey("local")
 ACCESS: web.AppKey[Callable[[web.Request], Access]] = web.AppKey("access")
 LIMITS: web.AppKey[RequestLimits] = web.AppKey("limits")
 FORWARDER: web.AppKey[Forwarder | None] = web.AppKey("forwarder")
-IS_OPERATOR: web.AppKey[Callable[[web.Request], bool]] = web.AppKey("is_operator")
+IS_OPERATOR: web.AppKey[Callable[[web.Request], Awaitable[bool]]] = web.AppKey("is_operator")
 
 CREDENTIALS: web.AppKey[Credentials] = web.AppKey("credentials")
 IDENTITY: web.AppKey[IdentityProvider] = web.AppKey("identity")
@@ -174,6 +175,7 @@ BLOCKING = web.AppKey("blocking", Blocking)
 PROFILES = web.AppKey("profiles", Profiles)
 REGISTRATION = web.AppKey("registration", Registration)
 PERSONAL_AGENTS = web.AppKey("personal_agents", PersonalAgents)
+OPERATOR_KEY = web.AppKey("operator_key", OperatorKey)
 OPERATOR_SESSIONS = web.AppKey("operator_sessions", OperatorSessions)
 OWN_AGENTS = web.AppKey("own_agents", OwnAgents)
 HISTORY = web.AppKey("history", History)

@@ -25,7 +25,7 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
         "api": api_door(settings.api_keys),
         "user": user_door,
         "operator": operator_door,
-        "admin": admin_door(settings.operator_key),
+        "admin": admin_door,
         "page": page_door,
     }
     origins = frozenset(settings.cors_origins)
@@ -80,27 +80,21 @@ async def user_door(request: web.Request) -> keys.Caller | None:
 
 async def operator_door(request: web.Request) -> keys.Caller | None:
     """Let the operator in, and trusted networks."""
-    if not request.app[keys.IS_OPERATOR](request):
+    if not await request.app[keys.IS_OPERATOR](request):
         raise Forbidden("This is for the operator: send the operator key, or ask from a trusted network.")
     return None
 
 
-def admin_door(operator_key: str) -> Door:
-    """Return the door of administration: the operator key, from wherever it comes."""
-
-    async def door(request: web.Request) -> keys.Caller | None:
-        given = credential(request)
-        if not operator_key:
-            raise Forbidden("Administration is closed: set LETTA_GATEWAY_OPERATOR_KEY, then send that key.")
-        if given is None:
-            raise AuthenticationFailed(
-                "This is for the operator: send the operator key as 'Authorization: Bearer <key>'."
-            )
-        if not holds(operator_key, given):
-            raise Forbidden("This is for the operator: send the operator key.")
-        return OPERATOR
-
-    return door
+async def admin_door(request: web.Request) -> keys.Caller | None:
+    """Let in who holds the operator key, from wherever it comes."""
+    held, given = request.app[keys.OPERATOR_KEY], credential(request)
+    if not held.is_set:
+        raise Forbidden("Administration is closed: set LETTA_GATEWAY_OPERATOR_KEY, then send that key.")
+    if given is None:
+        raise AuthenticationFailed("This is for the operator: send the operator key as 'Authorization: Bearer <key>'.")
+    if not await held.is_held(given, request[keys.NOTES].client or ""):
+        raise Forbidden("This is for the operator: send the operator key.")
+    return OPERATOR
 
 
 async def page_door(request: web.Request) -> keys.Caller | None:
@@ -117,13 +111,6 @@ async def page_door(request: web.Request) -> keys.Caller | None:
 
 _SAFE: Final = frozenset({"GET", "HEAD"})
 OPERATOR: Final = keys.Caller("operator")
-
-
-def holds(operator_key: str, given: str | None) -> bool:
-    """Tell whether what is given is the operator key."""
-    if not operator_key or given is None:
-        return False
-    return hmac.compare_digest(operator_key.encode(), given.encode("utf-8", "surrogateescape"))
 
 
 class KeyRing:

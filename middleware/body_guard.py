@@ -1,6 +1,7 @@
 """Keeps bodies within bounds: size, time, type, encoding, and JSON that means one thing only.
 
-What the head alone tells is refused here. The body itself is read when a handler asks for it, after auth: nobody who
+What the head alone tells is refused here, a path that climbs too: a proxy before the gateway may have taken it for
+another one, and let through what it closes. The body itself is read when a handler asks for it, after auth: nobody who
 may not ask makes the gateway read and parse.
 """
 
@@ -9,6 +10,7 @@ import json
 import math
 import re
 from typing import Final
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import StreamReader, web
@@ -26,6 +28,7 @@ MAX_PARTS: Final = 500_000
 """Values in a body, counted by their commas and brackets: parsing a list of numbers stops every thread until it is done
 (0.6 s for 20 MiB, measured)."""
 
+_ENCODED: Final = re.compile(r"%2[ef]", re.IGNORECASE)
 _UTF8: Final = re.compile(r"(charset\s*=\s*\"?utf-?8\"?)?", re.IGNORECASE)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -36,12 +39,21 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
 
     @web.middleware
     async def body_guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _climbs(request.rel_url.raw_path):
+            raise InvalidRequest(
+                "The path holds a segment of dots alone, '.' or '..'. Send it without that, and an agent by its id.",
+                code="malformed_request",
+            )
         if request.method in BODY_METHODS and request.match_info.http_exception is None:
             _check_head(request, settings.max_body)
             request[keys.BODY] = GuardedBody(request.content, settings.max_body, settings.body_timeout)
         return await handler(request)
 
     return body_guard
+
+
+def _climbs(path: str) -> bool:
+    return any(segment in (".", "..") for segment in _ENCODED.sub(lambda found: unquote(found[0]), path).split("/"))
 
 
 def _check_head(request: web.Request, max_body: int) -> None:

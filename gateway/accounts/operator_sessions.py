@@ -15,8 +15,7 @@ import msgspec
 import structlog
 from sqlalchemy import bindparam, delete, select
 
-from gateway.accounts.brute_force import LoginGuard
-from gateway.client_block import client_block
+from gateway.accounts.operator_key import OperatorKey
 from gateway.errors import AuthenticationFailed, Forbidden
 from gateway.storage.engine import Database
 from gateway.storage.tables import ended_operator_sessions
@@ -49,37 +48,31 @@ class OperatorSessions:
         secret: bytes,
         operator_key: str,
         *,
-        guard: LoginGuard | None = None,
+        held: OperatorKey | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
-        self._operator_key = operator_key.encode()
-        self._key = hmac.digest(secret, self._operator_key, "sha256")
-        self._guard = guard or LoginGuard()
+        self._held = held or OperatorKey(operator_key)
+        self._key = hmac.digest(secret, operator_key.encode(), "sha256")
         self._now = now
         self._ended: frozenset[str] = frozenset()
 
     @property
     def has_key(self) -> bool:
         """Tell whether there is an operator key at all: without one nobody comes in."""
-        return bool(self._operator_key)
+        return self._held.is_set
 
     async def begin(self, given: str, address: str) -> tuple[OperatorSession, str]:
         """Return a new session and its cookie for who knows the key.
 
         Raises ``Forbidden`` where there is no key, ``AuthenticationFailed`` for another one, ``TooManyAttempts``.
-        Guesses are counted by their address: from elsewhere the operator comes in all the same.
         """
         if not self.has_key:
             raise Forbidden(
                 "The page is closed: set LETTA_GATEWAY_OPERATOR_KEY, start the gateway again, then sign in with it."
             )
-        async with self._guard.attempt(f"operator from {client_block(address)}", address) as attempt:
-            if not hmac.compare_digest(self._operator_key, given.encode("utf-8", "surrogatepass")):
-                attempt.failed()
-                _log.warning("operator key refused", client=address)
-                raise AuthenticationFailed("This is not the operator key. Send that of LETTA_GATEWAY_OPERATOR_KEY.")
-            attempt.succeeded()
+        if not await self._held.is_held(given, address):
+            raise AuthenticationFailed("This is not the operator key. Send that of LETTA_GATEWAY_OPERATOR_KEY.")
         session_id, expires_at = chance.token_urlsafe(18), int(self._now() + LIFETIME)
         _log.info("operator signed in", client=address)
         cookie = f"{session_id}.{expires_at}.{self._signature('session', session_id, str(expires_at))}"

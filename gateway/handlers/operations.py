@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from gateway import keys
+from gateway.accounts.errors import TooManyAttempts
 from gateway.handlers.json_answers import json_answer
 from gateway.letta.probe import Health, Probe
 from gateway.metrics import CONTENT_TYPE, Metrics
@@ -54,12 +55,19 @@ async def ready(request: web.Request) -> web.Response:
     found = await asyncio.gather(*(probe.health() for probe in probes.values()))
     is_ready = all(health.failure is None for health in found)
     details = None
-    if request.app[keys.IS_OPERATOR](request):
+    if await _may_see(request):
         details = {name: _dependency(health) for name, health in zip(probes, found, strict=True)}
     local = request.app[keys.LOCAL]
     return _readiness(
         Readiness("ready" if is_ready else "not_ready", local.note if local is not None else None, details)
     )
+
+
+async def _may_see(request: web.Request) -> bool:
+    try:
+        return await request.app[keys.IS_OPERATOR](request)
+    except TooManyAttempts:
+        return False  # whether it is ready is said to everybody
 
 
 async def metrics(request: web.Request) -> web.Response:

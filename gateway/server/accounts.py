@@ -25,6 +25,7 @@ from gateway.accounts.identity.protocol import IdentityProvider
 from gateway.accounts.identity.supabase import SupabaseConfig, SupabaseIdentity
 from gateway.accounts.instances import Instances
 from gateway.accounts.ledger import Ledger
+from gateway.accounts.operator_key import OperatorKey
 from gateway.accounts.operator_sessions import OperatorSessions
 from gateway.accounts.own_agents import OwnAgents
 from gateway.accounts.profiles import Budget, Profiles
@@ -65,8 +66,9 @@ class Accounts:
     ) -> None:
         settings = live.configured
         secrets = account_secrets(settings, is_shared=database.is_shared)
+        self.operator_key = OperatorKey(settings.operator_key, LoginGuard(tally=tally, whose="operator"))
         self.operator_sessions = OperatorSessions(
-            database, secrets.operator_key, settings.operator_key, guard=LoginGuard(tally=tally, whose="operator")
+            database, secrets.operator_key, settings.operator_key, held=self.operator_key
         )
         self.profiles = Profiles(database)
         self.user_keys = UserKeys(database, secrets)
@@ -134,6 +136,7 @@ class Accounts:
         app[keys.EXPORT] = self.export
         app[keys.HISTORY] = self.history
         app[keys.IDENTITY] = self.identity
+        app[keys.OPERATOR_KEY] = self.operator_key
         app[keys.OPERATOR_SESSIONS] = self.operator_sessions
         app[keys.OWN_AGENTS] = self.own_agents
         app[keys.PERSONAL_AGENTS] = self.agents

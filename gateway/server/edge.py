@@ -8,13 +8,14 @@ from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from gateway import keys
+from gateway.accounts.operator_key import OperatorKey
 from gateway.handlers.forwarding import MISDIRECTED, Forwarder
 from gateway.metrics import METHODS
 from gateway.server import cors
 from gateway.server.client_address import TrustedNetworks
-from gateway.settings import Settings, is_loopback
+from gateway.settings import is_loopback
 from gateway.ui.recent_errors import RecentError, RecentErrors
-from middleware.auth import credential, holds, host_name
+from middleware.auth import credential, host_name
 from middleware.contract import AiohttpMiddleware
 from middleware.routes import route_of
 
@@ -71,18 +72,25 @@ def _note_error(request: web.Request, response: web.StreamResponse, errors: Rece
         )
 
 
-def operator_rule(settings: Settings, trusted: TrustedNetworks) -> Callable[[web.Request], bool]:
-    """Return the rule of who is the operator: who holds the key, or asks from a trusted network."""
+def operator_rule(held: OperatorKey, trusted: TrustedNetworks) -> Callable[[web.Request], Awaitable[bool]]:
+    """Return the rule of who is the operator: who asks from a trusted network, or holds the key.
 
-    def is_operator(request: web.Request) -> bool:
-        if holds(settings.operator_key, credential(request)):
-            return True
+    It raises ``TooManyAttempts`` where a key is being guessed.
+    """
+
+    async def is_operator(request: web.Request) -> bool:
         client = request[keys.NOTES].client or ""
-        if is_loopback(client) and not is_loopback(host_name(f"//{request.headers.get('Host', '')}")):
-            return False  # a web page on this machine that gave its own name our address
-        return trusted.trusts(client)
+        if trusted.trusts(client) and not _is_rebound(request, client):
+            return True
+        given = credential(request)
+        return given is not None and await held.is_held(given, client)
 
     return is_operator
+
+
+def _is_rebound(request: web.Request, client: str) -> bool:
+    """Tell whether a web page on this machine may be asking that gave its own name our address."""
+    return is_loopback(client) and not is_loopback(host_name(f"//{request.headers.get('Host', '')}"))
 
 
 def response_headers(

@@ -8,6 +8,7 @@ import structlog
 from aiohttp import web
 
 from gateway import keys
+from gateway.accounts.operator_key import OperatorKey
 from gateway.errors import StorageUnavailable
 from gateway.letta.probe import Probe
 from gateway.metrics import Metrics
@@ -55,7 +56,7 @@ def build_waiting_app(settings: Settings, metrics: Metrics, tasks: TaskSet) -> w
     app[keys.PROBES] = {"database": Probe(_unavailable, tasks)}
     app[keys.DRAIN] = DrainSwitch()
     app[keys.LOCAL] = None
-    app[keys.IS_OPERATOR] = operator_rule(settings, trusted)
+    app[keys.IS_OPERATOR] = operator_rule(OperatorKey(settings.operator_key), trusted)
     preflight = cors.PREFLIGHT if settings.cors_origins else ()
     add_routes(app, (*OPERATIONS, *preflight, Route("*", "/{path:.*}", _refuse, "open")))
     app.on_response_prepare.append(response_headers(frozenset(settings.cors_origins)))

@@ -235,6 +235,12 @@ async def test_deletion_that_waits_for_letta(gateway: Town) -> None:
     assert (await gateway.admin("DELETE", f"/users/{gateway.ann.id}")).status == 204
 
 
+async def test_operator_key_is_not_to_be_guessed(gateway: Town) -> None:
+    codes = [(await gateway.send("GET", "/api/v1/admin/users", f"sk-guess-{number}")).code for number in range(30)]
+    assert codes[0] == "forbidden"
+    assert codes[-1] == "too_many_attempts"
+
+
 async def test_without_an_operator_key_nobody_is_the_operator() -> None:
     async with town(talks=False, operator_key="", registration="open") as gateway:
         for key in (None, "", OPERATOR_KEY, gateway.ann.token):

@@ -64,7 +64,8 @@ async def test_memory_is_read_and_written(gateway: Town) -> None:
         ("human", {"value": 5}, 400, "invalid_type", "value"),
         ("human", {"value": "nul\0"}, 400, "invalid_value", "value"),
         ("human", {"value": "x" * (MAX_VALUE + 1)}, 400, "invalid_value", "value"),
-        ("..%2f..%2fother", {"value": "x"}, 404, "memory_not_found", None),
+        ("..%2f..%2fother", {"value": "x"}, 400, "malformed_request", None),
+        ("other%2Flabel", {"value": "x"}, 404, "memory_not_found", None),
     ],
 )
 async def test_memory_that_cannot_be_written(

@@ -202,9 +202,6 @@ CLOSED: Final = (
     "/metrics?x=/v1/",
     "/%6Detrics",
     "//metrics",
-    "/v1/../metrics",
-    "/v1/%2e%2e/metrics",
-    "/v1/..%2fmetrics",
     "/metrics/",
     "http://gateway.example.com/metrics",
     "/ready",
@@ -212,15 +209,47 @@ CLOSED: Final = (
     "/ui/",
     "/ui/app.js",
     "/ui/api/session",
-    "/v1/../ui",
     "/",
     "/api/v1/admin",
     "/api/v1/admin/users",
-    "/api/v1/auth/../admin/users",
     "/api/v1//admin/users",
     "/api/v1/%61dmin/users",
     "/letta-gateway-error/malformed",
 )
+
+
+CLIMBING: Final = (
+    "/v1/../metrics",
+    "/v1/%2e%2e/metrics",
+    "/v1/..%2fmetrics",
+    "/v1/../ui",
+    "/v1/./models",
+    "/v1/models/..",
+    "/v1/models/x%2F%2E%2E?x=1",
+    "/api/v1/auth/../admin/users",
+    "/api/v1/admin/users/..%2f..%2f..%2f..%2fv1%2fmodels",
+    "/api/v1/admin/users/%2e%2e/../../../v1/models",
+    "/ui/api/models/x/../../../../v1/models",
+    "/ui/../v1/models",
+    "/ui/..%2F..%2Fv1/models",
+    "/metrics/../v1/models",
+    "http://gateway.example.com/ui/../v1/models",
+    "//ui/../v1/models",
+)
+
+
+async def test_paths_that_climb_reach_no_gateway(tmp_path: Path) -> None:
+    """Or a wrong operator key and the right one would get different answers from anywhere."""
+    async with site(tmp_path, of_nginx={"inside": f"{OPERATOR} 1;"}) as here:
+        for target in CLIMBING:
+            for key in (OPERATOR_KEY, "sk-guess"):
+                headers = {"Authorization": f"Bearer {key}"}
+                for source in (OUTSIDE, OPERATOR):
+                    answer = await here.nginx.ask("GET", target, headers, source=source)
+                    assert (answer.status, answer.code) == (400, "malformed_request"), target
+        assert here.logs.requests == []
+        for target in ("/v1/models/a..b", "/v1/models/...", "/v1/models/team%2Fa?x=/../y", "/v1/models/.hidden"):
+            assert (await here.nginx.ask("GET", target, KEY, source=OUTSIDE)).code == "model_not_found", target
 
 
 async def test_what_is_not_for_clients_is_closed_from_outside(tmp_path: Path) -> None:
