@@ -5,7 +5,7 @@
 #     systemd.sh FOLDER PYTHON PACKAGES CHECKOUT
 #
 # The network is the machine's own. Python, its packages and the sources are where a sandbox without /home and /root sees
-# them; unit files lie in CHECKOUT/deploy/systemd.
+# them; unit files lie in CHECKOUT/deploy/systemd, and are installed by the tests.
 set -eu
 folder=$1 python=$2 packages=$3 checkout=$4
 
@@ -41,9 +41,11 @@ for place in run etc/systemd/system opt; do
     mount -t tmpfs -o mode=755 tmpfs "$root/$place"
 done
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-mkdir -p "$root/run/before" "$root/etc/credstore" "$root/etc/letta-gateway" "$root/opt/letta-gateway/bin"
+rm -rf "$root/etc/credstore" "$root/etc/letta-gateway"
+mkdir -p "$root/run/before" "$root/opt/letta-gateway/bin"
 
-for bound in "$python:python" "$packages:packages" "$checkout/gateway:source/gateway" "$checkout/middleware:source/middleware"; do
+for bound in "$python:python" "$packages:packages" "$checkout/gateway:source/gateway" \
+    "$checkout/middleware:source/middleware" "$checkout/deploy:source/deploy"; do
     mkdir -p "$root/opt/${bound##*:}"
     mount --bind "${bound%:*}" "$root/opt/${bound##*:}"
     mount -o remount,bind,ro "$root/opt/${bound##*:}"
@@ -57,7 +59,6 @@ main()
 X
 chmod 755 "$root/opt/letta-gateway/bin/letta-gateway"
 
-cp "$checkout"/deploy/systemd/*.service "$root/etc/systemd/system/"
 printf '[Unit]\nDefaultDependencies=no\n' >"$root/etc/systemd/system/tests.target"
 
 cd "$root"

@@ -37,6 +37,7 @@ TEMPLATE: Final = "letta-gateway@.service"
 UNITS: Final = sorted(unit.name for unit in FOLDER.iterdir())
 every_unit = pytest.mark.parametrize("unit", UNITS)
 SECRET: Final = "a secret of the tests, 32 characters"
+SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 DYNAMIC_USERS: Final = range(61_184, 65_520)
 
 
@@ -145,6 +146,42 @@ def test_loop_that_stands_still_for_five_seconds_restarts_nobody(unit: str) -> N
     assert watchdog <= 60
 
 
+# As it is installed --------------------------------------------------------------------------------------------------
+
+
+def commands(unit: str) -> list[str]:
+    """Return the commands that the head of a unit file tells the operator to give."""
+    head = (FOLDER / unit).read_text("utf-8").partition("\n[Unit]")[0]
+    return [found[1] for found in re.finditer(r"(?m)^#   (\S.*?)(?: {3,}.*)?$", head)]
+
+
+def test_program_is_installed_by_the_lines_of_the_unit(tmp_path: Path) -> None:
+    """On a machine with no other files than the release's; nothing is built by what no lock names."""
+    source, target = tmp_path / "source", tmp_path / "opt"
+    for name in ("gateway", "middleware", "deploy/locks"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    lines = [line for line in commands(SINGLE) if "/opt/letta-gateway" in line]
+    assert len(lines) == 3
+    for line in lines:
+        done = subprocess.run(
+            ["sh", "-c", line.replace("/opt/letta-gateway", str(target))],
+            cwd=source,
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": SYSTEM_PATH},
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    installed = subprocess.run(
+        [target / "bin/letta-gateway", "check", "--settings"], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "LETTA_BASE_URL" in installed.stdout
+    (locked,) = re.findall(r"(?m)^setuptools==(\S+)", (ROOT / "deploy/locks/build.txt").read_text("utf-8"))
+    assert (target / f"lib/python3.11/site-packages/setuptools-{locked}.dist-info").is_dir()
+
+
 # As it runs ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +195,15 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
             )
         pytest.skip(f"{reason}. This process has no CAP_SYS_ADMIN: run the tests as root.")
     with running_systemd(tmp_path_factory.mktemp("systemd")) as machine:
-        machine.write("/etc/credstore/letta-gateway.SECRET_KEY", SECRET)
+        machine.write("/opt/source/SECRET_KEY", SECRET)
+        for unit in (SINGLE, TEMPLATE):
+            for line in commands(unit):
+                if line.startswith("install "):
+                    machine.run("sh", "-c", f"cd /opt/source && {line}")
+        assert machine.run("stat", "-c", "%a %n", "/etc/credstore", "/etc/letta-gateway/gateway.env").split()[::2] == [
+            "700",
+            "600",
+        ]
         machine.write("/etc/credstore/letta-gateway.OPERATOR_KEY", "sk-operator\n")
         yield machine
 
