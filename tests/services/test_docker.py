@@ -308,7 +308,15 @@ def test_gateways_are_confined(services: dict[str, Any]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
         home = FINAL.environment()["LETTA_GATEWAY_HOME"]
         assert service["tmpfs"] == ["/tmp", f"{home}:uid={_UID},gid={_UID},mode=0700"]  # noqa: S108 - in the container
-        assert Path(service["build"]["context"], service["build"]["dockerfile"]) == DOCKER / "Dockerfile"
+
+
+def test_one_gateway_builds_the_image_for_all(services: dict[str, Any]) -> None:
+    """Several builds of one tag at the same time fail (docker/buildx#3576); and nobody looks for it in a registry."""
+    assert len({services[name]["image"] for name in GATEWAYS}) == 1
+    (builder,) = (name for name in GATEWAYS if "build" in services[name])
+    build = services[builder]["build"]
+    assert Path(build["context"], build["dockerfile"]) == DOCKER / "Dockerfile"
+    assert {services[name].get("pull_policy") for name in GATEWAYS if name != builder} == {"never"}
 
 
 def test_every_service_is_watched_and_of_a_named_release(services: dict[str, Any]) -> None:
