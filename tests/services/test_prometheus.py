@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from gateway.settings import Settings
 from tests.bench.processes import free_port
 from tests.server.running import JSON, chat_body
 from tests.server.subprocesses import GatewayProcess, gateway_process
@@ -89,6 +90,13 @@ def test_alternative_jobs_in_comments_are_right(number: int, tmp_path: Path) -> 
     used, _, _ = (tmp_path / "prometheus.yml").read_text("utf-8").partition("  - job_name: letta-gateway")
     (tmp_path / "prometheus.yml").write_text(used + block)
     promtool("check", "config", tmp_path / "prometheus.yml")
+
+
+def test_alternative_by_the_operator_key_asks_each_gateway_itself() -> None:
+    """A proxy would show one of them, and the one that is shipped shows /metrics to nobody outside."""
+    (block,) = (block for block in alternatives() if "credentials_file" in block)
+    assert "scheme" not in block
+    assert set(re.findall(r':(\d+)"', block)) == {str(Settings().port)}
 
 
 def alert_names() -> list[str]:
