@@ -89,10 +89,13 @@ env-example: install ## Write deploy/env.example from the settings' table
 openapi: install ## Write gateway/openapi.json from the routes
 	$(BIN)/letta-gateway check --openapi > gateway/openapi.json.new && mv gateway/openapi.json.new gateway/openapi.json
 
+prometheus-rules: install ## Write deploy/k8s/monitoring/prometheusrule.yaml from deploy/prometheus/rules
+	$(BIN)/python -m tests.services.prometheus_rule
+
 open-webui-function: install ## Copy what function.py shares with pipeline.py
 	$(BIN)/python -m tests.open_webui.shared_part
 
 clean: ## Remove what was made, but the cached servers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install run test test-fast test-services check fmt bench sbom audit lock lock-servers lock-services env-example open-webui-function clean
+.PHONY: help install run test test-fast test-services check fmt bench sbom audit lock lock-servers lock-services env-example prometheus-rules open-webui-function clean

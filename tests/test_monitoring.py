@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.metrics import Metrics
+from tests.services import prometheus_rule
 from tests.test_metrics import instruments
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -55,6 +56,10 @@ def test_rules_ask_for_what_is_there(rules: Path) -> None:
     asked = names_in(rules.read_text("utf-8"))
     assert len(asked) > 10
     assert asked <= exposed_names() | recorded()
+
+
+def test_rules_for_the_prometheus_operator_are_the_same() -> None:
+    assert prometheus_rule.MANIFEST.read_text("utf-8") == prometheus_rule.made(), "run: make prometheus-rules"
 
 
 def test_dashboard_asks_for_what_is_there() -> None:

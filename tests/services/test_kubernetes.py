@@ -41,7 +41,8 @@ VERSIONS: Final = ("1.30", "1.37")
 """The first Kubernetes whose preStop can sleep, and a recent one."""
 MARGIN: Final = 10
 """Seconds that the gateway may take beyond its grace: the last words to the clients, and the sockets' end."""
-_MONITOR: Final = Path(__file__).parent / "service_monitor.mjs"
+_CHECK: Final = Path(__file__).parent / "custom_resource.mjs"
+_OF_PROMETHEUS: Final = {"ServiceMonitor", "PrometheusRule"}
 
 Manifest = dict[str, Any]
 
@@ -121,7 +122,7 @@ def settings(name: str) -> Settings:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_manifest_fits_kubernetes(name: str, version: str) -> None:
-    manifests = [manifest for manifest in overlay(name) if manifest["kind"] != "ServiceMonitor"]
+    manifests = [manifest for manifest in overlay(name) if manifest["kind"] not in _OF_PROMETHEUS]
     assert read("".join(map(document, manifests)), version) == manifests
 
 
@@ -147,15 +148,48 @@ def test_manifest_that_is_wrong_does_not_fit(before: str, after: str) -> None:
 
 
 def what_the_crd_says(manifest: Manifest, folder: Path) -> str:
-    shutil.copy(_MONITOR, folder)
+    shutil.copy(_CHECK, folder)
     (folder / "node_modules").symlink_to(installs.NODE_MODULES)
-    command = [installs.NODE, folder / _MONITOR.name]
+    command = [installs.NODE, folder / _CHECK.name, manifest["kind"]]
     given = msgspec.json.encode(manifest)
     return subprocess.run(command, input=given, capture_output=True, check=True, timeout=60).stdout.decode()
 
 
+def monitoring(kind: str) -> list[Manifest]:
+    return [manifest for manifest in rendered("monitoring") if manifest["kind"] == kind]
+
+
+def test_rules_fit_their_crd_and_are_those_of_prometheus(tmp_path: Path) -> None:
+    rules = monitoring("PrometheusRule")
+    assert of_kind("scaled-by-streams", "PrometheusRule") == rules
+    groups = []
+    for number, rule in enumerate(rules):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert what_the_crd_says(rule, folder) == ""
+        assert rule["metadata"]["namespace"] == one("single", "Service")["metadata"]["namespace"]
+        groups += rule["spec"]["groups"]
+    files = sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+    assert groups == [
+        group for file in files for (read_file,) in [read(file.read_text("utf-8"))] for group in read_file["groups"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('"expr"', '"expression"', "/spec/groups/0/rules/0"),
+        ('"for":"1m"', '"for":"a minute"', "/spec/groups/0/rules/0/for"),
+    ],
+)
+def test_rule_that_is_wrong_does_not_fit(before: str, after: str, told: str, tmp_path: Path) -> None:
+    right = msgspec.json.encode(monitoring("PrometheusRule")[0]).decode()
+    assert before in right
+    assert told in what_the_crd_says(msgspec.json.decode(right.replace(before, after, 1)), tmp_path)
+
+
 def test_service_monitor_fits_its_crd(tmp_path: Path) -> None:
-    (monitor,) = rendered("monitoring")
+    (monitor,) = monitoring("ServiceMonitor")
     assert what_the_crd_says(monitor, tmp_path) == ""
     assert one("scaled-by-streams", "ServiceMonitor") == monitor
     service = one("single", "Service")
@@ -178,7 +212,7 @@ def test_service_monitor_fits_its_crd(tmp_path: Path) -> None:
     ],
 )
 def test_service_monitor_that_is_wrong_does_not_fit(before: str, after: str, told: str, tmp_path: Path) -> None:
-    (monitor,) = rendered("monitoring")
+    (monitor,) = monitoring("ServiceMonitor")
     right = msgspec.json.encode(monitor).decode()
     assert before in right
     assert told in what_the_crd_says(msgspec.json.decode(right.replace(before, after)), tmp_path)
