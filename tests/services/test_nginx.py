@@ -454,6 +454,20 @@ async def test_plain_http_redirects_what_holds_no_secret(tmp_path: Path) -> None
         assert here.logs.requests == []
 
 
+async def test_challenge_of_a_certificate_authority_is_answered(tmp_path: Path) -> None:
+    """By HTTP, as it is asked: there may be no certificate that holds yet."""
+    path = "/.well-known/acme-challenge/token-1"
+    file = tmp_path / "challenges" / path[1:]
+    file.parent.mkdir(parents=True)
+    file.write_text("token-1.thumbprint")
+    async with site(tmp_path, of_nginx={"challenges": f"root {tmp_path}/challenges;"}) as here:
+        answer = await ask(here.nginx.plain_port, "GET", path, {"Host": SERVER_NAME})
+        assert (answer.status, answer.body) == (200, b"token-1.thumbprint")
+        assert (await ask(here.nginx.plain_port, "GET", f"{path}0", {"Host": SERVER_NAME})).status == 404
+        assert (await ask(here.nginx.plain_port, "GET", f"{path}/../../x", {"Host": SERVER_NAME})).status == 301
+        assert here.logs.requests == []
+
+
 SECRETS: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "a message": ("POST", {}),
     "a key": ("GET", KEY),
