@@ -54,6 +54,7 @@ def check(config: Path | None, show: str | None) -> None:
     from gateway.server.check import run_check  # noqa: PLC0415 - as above
 
     settings = _settings(config)
+    _say_where(settings)
     if not asyncio.run(run_check(settings, click.echo)):
         sys.exit(1)
 
@@ -181,12 +182,24 @@ def _on_users(config: Path | None, command: "Command") -> None:
     from gateway.server.user_commands import CommandFailed, run  # noqa: PLC0415 - as above
 
     settings = _settings(config)
+    _say_where(settings)
     try:
         lines = run(settings, command)
     except CommandFailed as error:
         _stop(str(error))
     for line in lines:
         click.echo(line)
+
+
+def _say_where(settings: Settings) -> None:
+    """Tell on standard error what the command works on: it may be no other gateway's than this shell's."""
+    from gateway.server.installation import described  # noqa: PLC0415 - as above
+    from gateway.storage.failures import StorageFailed  # noqa: PLC0415 - as above
+
+    try:
+        click.echo(f"letta-gateway: {described(settings)}", err=True)
+    except StorageFailed as error:
+        _stop(str(error))
 
 
 def _database(work: Callable[[str, Path], Coroutine[Any, Any, str]], settings: Settings) -> str:

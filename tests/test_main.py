@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 from importlib.resources import files
 from pathlib import Path
@@ -17,14 +18,14 @@ async def test_check_when_all_is_well() -> None:
     async with Upstream() as letta, gateway_process(letta.url, "check", serves=False) as command:
         assert await command.ended() == 0
     assert "agents     ok      1 found" in command.output
-    assert command.errors == ""
+    assert re.fullmatch(r"letta-gateway: database /\S+/gateway\.db; Letta http://127\.0\.0\.1:\d+\n", command.errors)
 
 
 async def test_check_when_letta_is_down() -> None:
     async with gateway_process("http://127.0.0.1:9", "check", serves=False) as command:
         assert await command.ended() == 1
     assert "letta      FAILED" in command.output
-    assert command.errors == ""
+    assert re.fullmatch(r"letta-gateway: database /\S+/gateway\.db; Letta http://127\.0\.0\.1:\d+\n", command.errors)
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])

@@ -15,6 +15,7 @@ from gateway.metrics import Metrics
 from gateway.server import logs
 from gateway.server.accounts import Accounts
 from gateway.server.app import build_backend
+from gateway.server.installation import check_there
 from gateway.settings import SettingError, Settings
 from gateway.storage.address import address_of
 from gateway.storage.engine import Database
@@ -41,6 +42,7 @@ def run(settings: Settings, command: Command) -> list[str]:
 
     logs.configure(settings.environment, "ERROR")  # what a command warns of, it says itself
     try:
+        check_there(settings)
         return asyncio.run(work())
     except GatewayError as error:
         raise CommandFailed(error.message) from error

@@ -22,11 +22,22 @@ class SqliteFile(msgspec.Struct, frozen=True):
 
     path: Path
 
+    @property
+    def shown(self) -> str:
+        """Say where it is."""
+        return str(self.path)
+
 
 class PostgresServer(msgspec.Struct, frozen=True):
     """A database on a server, by the URL that libpq and asyncpg read, ``?sslmode=`` and the like included."""
 
     url: str
+
+    @property
+    def shown(self) -> str:
+        """Say where it is, without its password."""
+        url = make_url(self.url)
+        return f"{url.database or ''} of PostgreSQL at {url.host or url.query.get('host', 'its socket')}"
 
     def __repr__(self) -> str:
         """Show no password."""

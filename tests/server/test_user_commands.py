@@ -60,17 +60,22 @@ class Desk:
         }
         return CliRunner().invoke(main, arguments, env={**usual, **environment})
 
+    @property
+    def where(self) -> str:
+        return f"letta-gateway: database {self.home}/gateway.db; Letta http://127.0.0.1:9\n"
+
     def lines(self, *arguments: str) -> list[str]:
         """Run what works, and return what it says."""
         result = self.run(*arguments)
-        assert (result.exit_code, result.stderr) == (0, "")
+        assert (result.exit_code, result.stderr) == (0, self.where)
         return result.stdout.splitlines()
 
     def refused(self, *arguments: str, **environment: str) -> str:
         """Run what does not work, and return the one line that says why."""
         result = self.run(*arguments, **environment)
         assert (result.exit_code, result.stdout) == (2, "")
-        (line,) = result.stderr.splitlines()
+        *where, line = result.stderr.splitlines()
+        assert len(where) <= 1
         return line.removeprefix("letta-gateway: ")
 
 
@@ -87,6 +92,20 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 @pytest.fixture
 def ada(desk: Desk) -> Tokens:
     return desk.register(EMAIL)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("users", "list"), ("users", "delete", EMAIL, "--yes"), ("keys", "list", EMAIL), ("keys", "make", EMAIL, "x")],
+)
+def test_installation_that_is_not_there_is_not_made(desk: Desk, arguments: tuple[str, ...]) -> None:
+    """As that of the shell's user, where the service has its own."""
+    result = desk.run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    where, why = result.stderr.splitlines()
+    assert f"{where}\n" == desk.where
+    assert why.startswith(f"letta-gateway: there is no database {desk.home}/gateway.db: ")
+    assert not desk.home.exists()
 
 
 def test_users_are_listed(desk: Desk, ada: Tokens) -> None:
@@ -180,5 +199,6 @@ def test_what_is_no_address(desk: Desk, ada: Tokens) -> None:
 def test_shared_database_without_its_secret_is_one_line(desk: Desk, tmp_path: Path) -> None:
     folder = tmp_path / "file"
     folder.write_text("no folder")
-    assert "cannot be" in desk.refused("users", "list", LETTA_GATEWAY_HOME=str(folder))
+    assert "there is no database" in desk.refused("users", "list", LETTA_GATEWAY_HOME=str(folder))
+    desk.register(EMAIL)
     assert "SECRET_KEY" in desk.refused("users", "list", SECRET_KEY="short")

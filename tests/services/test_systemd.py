@@ -34,8 +34,9 @@ __all__ = ["postgres"]  # a fixture that is asked for by name
 FOLDER: Final = ROOT / "deploy" / "systemd"
 SINGLE: Final = "letta-gateway.service"
 TEMPLATE: Final = "letta-gateway@.service"
-UNITS: Final = sorted(unit.name for unit in FOLDER.iterdir())
+UNITS: Final = sorted(unit.name for unit in FOLDER.glob("*.service"))
 every_unit = pytest.mark.parametrize("unit", UNITS)
+RUN: Final = "/usr/local/sbin/letta-gateway-run"
 SECRET: Final = "a secret of the tests, 32 characters"
 SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 DYNAMIC_USERS: Final = range(61_184, 65_520)
@@ -292,6 +293,30 @@ async def test_gateway_in_its_sandbox(systemd: Systemd) -> None:
         await service.do("stop")
         assert (service.show("Result"), service.show("ExecMainStatus")) == ("success", "0")
         assert not re.search("Traceback|SECRET_KEY|sk-operator", service.says)
+
+
+@pytest.fixture(scope="module")
+def bus(systemd: Systemd) -> None:
+    """Give the machine the bus by which systemd-run hears the end of what it started."""
+    systemd.run("sh", "-c", "mkdir -p /run/dbus && dbus-daemon --system --fork && kill -USR1 1")
+
+
+@pytest.mark.usefixtures("bus")
+async def test_command_line_works_on_what_the_service_has(systemd: Systemd) -> None:
+    """A shell's own gateway is another one, which nobody means."""
+    port = processes.free_port()
+    async with Upstream() as letta, running(systemd, SINGLE, port, environment(letta.url, port)) as service:
+        person = b'{"email":"bea@example.com","password":"correct horse battery","name":"Bea"}'
+        assert (await service.ask("POST", "/api/v1/auth/register", JSON, person)).status == 201
+        said = await asyncio.to_thread(systemd.run, RUN, "check")
+        assert re.search(r"(?m)^agents     ok      1 found$", said.replace("\r", ""))
+        assert letta.url in said
+        await service.do("stop")
+        assert "bea@example.com" in await asyncio.to_thread(systemd.run, RUN, "users", "list")
+        made = await asyncio.to_thread(systemd.run, RUN, "keys", "make", "bea@example.com", "laptop")
+        assert "laptop" in made
+        await service.do("start")
+        assert (await service.ask("GET", "/health")).status == 200, "whose files are its own still"
 
 
 async def test_gateway_that_hangs_is_restarted_and_says_where_it_hung(systemd: Systemd) -> None:
