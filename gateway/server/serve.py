@@ -21,7 +21,7 @@ from gateway.letta.backend import AgentBackend
 from gateway.letta.embedded import EmbeddedFailed
 from gateway.letta.local import LocalLetta, running_local_letta
 from gateway.metrics import Metrics
-from gateway.server import descriptors, drain, logs
+from gateway.server import descriptors, drain, logs, stacks
 from gateway.server.accounts import account_secrets
 from gateway.server.app import build_app, build_operations_app
 from gateway.server.listener import RETIRING, Listener
@@ -69,6 +69,7 @@ def run(settings: Settings, announce: Callable[[str], None], origins: Mapping[st
 async def _serve(settings: Settings, announce: Callable[[str], None], origins: Mapping[str, Origin] | None) -> None:
     signals, metrics, tasks, manager = SignalCount(), Metrics(), TaskSet(), ServiceManager(os.environ)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(stacks.told_when_asked())
         stack.callback(manager.close)
         stack.push_async_callback(tasks.close, 1.0)
         local, address = None, _address(settings)

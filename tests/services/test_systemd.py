@@ -290,6 +290,8 @@ async def test_gateway_in_its_sandbox(systemd: Systemd) -> None:
         metrics = await service.ask("GET", "/metrics", {"Authorization": "Bearer sk-operator"})
         assert metrics.status == 200
         assert systemd.run("stat", "-c", "%a", "/var/lib/private/letta-gateway/gateway.db") == "600\n"
+        systemd.run("systemctl", "kill", "--kill-whom=main", "-s", "USR1", SINGLE)
+        await until(lambda: " tasks:" in service.says)
         await service.do("stop")
         assert (service.show("Result"), service.show("ExecMainStatus")) == ("success", "0")
         assert not re.search("Traceback|SECRET_KEY|sk-operator", service.says)
