@@ -35,6 +35,7 @@ _NPM_LOCKS: Final = (_LOCKS / "services-npm" / "package.json", _LOCKS / "service
 APT: Final = (
     "chromium",
     "curl",
+    "dbus-daemon",
     "docker-compose",
     "kubernetes-client",
     "nginx",
