@@ -257,11 +257,9 @@ class PinnedChat(Plan):
 
     async def compose(self) -> AgentTurn:
         """Go on in the pinned conversation, or begin another one with all that was said."""
-        request, directory = self.request, self.desk.directory
-        self._before = known = await directory.find(
-            request.owner, request.agent_id, self._chat, is_news=self.lease.is_news
-        )
-        start = self._known_part(known)
+        request = self.request
+        known, start = await self._look_up()
+        self._before = known
         self._holds = digests(request.transcript)
         if start is None and known is not None and request.is_news:
             start = split(request.transcript)
@@ -275,6 +273,27 @@ class PinnedChat(Plan):
             turn = self.turn_of(request.transcript[start:], told=self._instructions(known.instructions))
         await self._pin(() if start is None or known is None else known.seen, is_settled=False)
         return turn
+
+    async def _look_up(self) -> tuple[Pinned | None, int | None]:
+        """Return what is pinned, and how much of the transcript that holds.
+
+        A transcript that shares nothing with it has a pin of its own beside the chat's: a first message that was
+        edited, or what a front end asks for itself. The chat goes on with what was said in it after that too.
+        """
+        known = await self._find(self._chat)
+        start, sent = self._known_part(known), digests(self.request.transcript)
+        if known is None or not known.seen or start is not None or self.request.is_news or not sent:
+            return known, start
+        aside = _aside(self._chat, sent[0])
+        other = await self._find(aside)
+        if other is None and not set(sent).isdisjoint(known.seen):
+            return known, None
+        self._chat = aside
+        return other, self._known_part(other)
+
+    async def _find(self, chat: str) -> Pinned | None:
+        request = self.request
+        return await self.desk.directory.find(request.owner, request.agent_id, chat, is_news=self.lease.is_news)
 
     def _known_part(self, known: Pinned | None) -> int | None:
         """Return how much of the transcript the conversation holds; None where it is of no use."""
@@ -393,6 +412,11 @@ async def _delete(backend: AgentBackend, conversation_id: str) -> None:
         await backend.delete_conversation(conversation_id)
     except GatewayError as error:
         _log.warning("conversation not deleted", code=error.code)
+
+
+def _aside(chat: str, first: bytes) -> str:
+    """Return the name of what begins with another message than the chat does: no chat's, as those are printable."""
+    return f"{chat}\n{first.hex()}"
 
 
 def _told_by(client: str) -> str:

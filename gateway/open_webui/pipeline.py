@@ -60,10 +60,15 @@ ASK_WITHIN: Final = 15.0
 TASK_PROMPT: Final = re.compile(
     r"\s*(?:### Task:\s*(?:Generate a concise\b[^\n]{0,40}\btitle|Generate 1-3 broad tags|"
     r"Generate a detailed prompt for am? image|Suggest 3-5 relevant follow-up|Predict 3-5 useful messages|"
-    r"Analyze the chat history to determine the necessity of generating search|You are an autocompletion system)|"
-    r"Your task is to reflect the speaker's likely facial expression)"
+    r"Analyze the chat history to determine the necessity of generating search|You are an autocompletion system|"
+    r"Summarize the conversation history that will be compacted)|"
+    r"Your task is to reflect the speaker's likely facial expression|"
+    r"You have been provided with a set of responses from various models to the latest user query|"
+    r"Review the completed conversation turn and decide whether long-term memory should change)"
 )
 """How Open WebUI begins the one message by which it asks for itself: for titles, tags, follow-ups and the like."""
+PICKS_TOOLS: Final = "Your task is to choose and return the correct tool(s) from the list of available tools"
+"""What it instructs a model that is to name tools in text."""
 SPEAKING_TOOL: Final = "send_message"
 """What Letta's legacy agents call to say something."""
 SEARCHING_TOOLS: Final = frozenset(
@@ -212,10 +217,18 @@ def asked_for(user_message: str | None, model: str, messages: list[Any], body: B
     named = {**(metadata if isinstance(metadata, dict) else {}), **{k: v for k, v in body.items() if k in _NAMES}}
     chat_id, task = (value if isinstance(value := named.get(name), str) else "" for name in _NAMES)
     asked = Asked(model, said, chat_id, task)
-    is_lone = sum(isinstance(message, dict) and message.get("role") in {"user", "assistant"} for message in said) == 1
-    if not task and is_lone and TASK_PROMPT.match(_first_text(asked.newest())):
-        return asked._replace(task="task")
-    return asked
+    return asked._replace(task="task") if not task and _is_task(asked) else asked
+
+
+def _is_task(asked: Asked) -> bool:
+    """Tell whether a front end asks for itself, by its words."""
+    said = [message for message in asked.messages if isinstance(message, dict)]
+    if sum(message.get("role") in {"user", "assistant"} for message in said) != 1:
+        return False
+    instructed = (message.get("content") for message in said if message.get("role") == "system")
+    if any(isinstance(text, str) and PICKS_TOOLS in text for text in instructed):
+        return True
+    return TASK_PROMPT.match(_first_text(asked.newest())) is not None
 
 
 _NAMES: Final = ("chat_id", "task")

@@ -253,6 +253,56 @@ async def test_chat_that_departs_gets_another_conversation(
     assert gateway.sent == turn(conversation_id="conv-2", news=(user("y"),))
 
 
+ASKED_ASIDE = [user("Gib diesem Gespräch einen Titel:\nUSER: a"), user("Nenne Schlagworte:\nUSER: a")]
+"""What a front end asks for itself in words that nobody knows."""
+
+
+async def test_request_that_shares_nothing_with_its_chat_leaves_it_where_it_was(gateway: Gateway) -> None:
+    gateway.letta.play(answers("A"), answers("Titel"), answers("Tags"), answers("B"), answers("Titel 2"))
+    await gateway.ask(user("a"), chat="c-1")
+    for said, conversation_id in zip(ASKED_ASIDE, ("conv-2", "conv-3"), strict=True):
+        await gateway.ask(said, chat="c-1")
+        assert gateway.sent == turn(conversation_id=conversation_id, news=(said,))
+    await gateway.ask(user("a"), agent("A"), user("b"), chat="c-1")
+    assert gateway.sent == turn(conversation_id="conv-1", news=(user("b"),))
+    again = gateway.restarted()
+    await again.ask(ASKED_ASIDE[0], chat="c-1")
+    await again.ask(user("a"), agent("A"), user("b"), agent("B"), user("c"), chat="c-1")
+    assert again.sent == turn(conversation_id="conv-1", news=(user("c"),))
+
+
+async def test_request_that_shares_nothing_comes_before_its_chat(gateway: Gateway) -> None:
+    """Open WebUI may ask for the title while the first message is answered."""
+    gateway.letta.play(answers("Titel"), answers("A"), answers("Tags"), answers("B"))
+    for said in (ASKED_ASIDE[0], user("a"), ASKED_ASIDE[1]):
+        await gateway.ask(said, chat="c-1")
+    for last in (user("b"), user("x")):
+        await gateway.ask(user("a"), agent("A"), last, chat="c-1")
+    assert [asked.sent.conversation_id for asked in gateway.letta.turns[-2:]] == ["conv-2", "conv-4"]
+    assert gateway.sent.history == (user("a"), agent("A"))
+
+
+async def test_both_branches_of_an_edited_first_message_go_on(gateway: Gateway) -> None:
+    gateway.letta.play(answers("A"), answers("T"), answers("X"), answers("T"), answers("B"), answers("Y"))
+    thanks = user("Thanks")
+    for first, answer in (("a", "A"), ("x", "X")):
+        await gateway.ask(user(first), chat="c-1")
+        await gateway.ask(user(first), agent(answer), thanks, chat="c-1")
+    await gateway.ask(user("a"), agent("A"), thanks, agent("T"), user("b"), chat="c-1")
+    assert gateway.sent == turn(conversation_id="conv-1", news=(user("b"),))
+    await gateway.ask(user("x"), agent("X"), thanks, agent("T"), user("y"), chat="c-1")
+    assert gateway.sent == turn(conversation_id="conv-2", news=(user("y"),))
+
+
+async def test_tool_loop_beside_a_chat(gateway: Gateway) -> None:
+    gateway.letta.play(answers("A"), calls("call_1"), answers("B"))
+    await gateway.ask(user("a"), chat="c-1")
+    await gateway.ask(user("x"), chat="c-1", tools=(TOOL,))
+    await gateway.ask(user("x"), called("call_1"), ToolResult("call_1", "1"), chat="c-1", tools=(TOOL,))
+    assert (gateway.sent.conversation_id, gateway.sent.history) == ("conv-2", ())
+    assert gateway.sent.returns == (ToolResult("call_1", "1"),)
+
+
 async def test_chat_that_began_elsewhere(gateway: Gateway) -> None:
     await gateway.ask(user("a"), agent("A"), user("b"), chat="c-1")
     assert gateway.sent == turn(conversation_id="conv-1", history=(user("a"), agent("A")), news=(user("b"),))

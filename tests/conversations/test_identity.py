@@ -81,7 +81,10 @@ TASKS = [
     "### Task:\nPredict 3-5 useful messages this user might naturally send next to advance their current objective.",
     "### Task:\nAnalyze the chat history to determine the necessity of generating search queries",
     "### Task:\nYou are an autocompletion system. Continue the text in `<text>` based on the **completion type**",
+    "### Task:\nSummarize the conversation history that will be compacted out of the active chat context.",
     "Your task is to reflect the speaker's likely facial expression through a fitting emoji. Interpret emotions from",
+    'You have been provided with a set of responses from various models to the latest user query: "Which tea?"',
+    "Review the completed conversation turn and decide whether long-term memory should change.\n\nMemory types:",
 ]
 """How Open WebUI's own prompts begin, up to 0.12.4."""
 WITH_DOCUMENTS = """### Task:
@@ -106,6 +109,19 @@ def test_task_prompts_of_open_webui(text: str) -> None:
     assert is_background({}, ask(Instructed("Be kind"), user(text)))
 
 
+PICKS_TOOLS = """Available Tools: [{"name": "tell_time"}]
+
+Your task is to choose and return the correct tool(s) from the list of available tools based on the query. Follow these
+guidelines:"""
+
+
+@pytest.mark.parametrize("text", ["Query: What time is it?", 'History:\nUSER: """Hi"""\nQuery: What time is it?'])
+def test_tools_that_open_webui_has_a_model_choose(text: str) -> None:
+    assert is_background({}, ask(Instructed(PICKS_TOOLS), user(text)))
+    assert is_background({}, ask(Instructed(f"Be kind.\n{PICKS_TOOLS}"), user(text)))
+    assert not is_background({}, ask(Instructed("Be kind."), user(text)))
+
+
 @pytest.mark.parametrize(
     "transcript",
     [
@@ -122,6 +138,7 @@ def test_task_prompts_of_open_webui(text: str) -> None:
         [user("Hi"), AgentSaid("Hello"), user(TITLE)],
         [user("Hi"), user(TITLE)],
         [Instructed(TITLE), user("Hi")],
+        [Instructed(PICKS_TOOLS), user("Hi"), AgentSaid("Hello"), user("And?")],
         [ToolResult("call_1", TITLE)],
         [UserSaid((ImageUrl("https://example.com/a.png"),))],
         [UserSaid(())],

@@ -42,6 +42,12 @@ Messages = list[dict[str, Any]]
 
 HI: Messages = [{"role": "user", "content": "Hi"}]
 TITLE: Messages = [{"role": "user", "content": "### Task:\nGenerate a concise title."}]
+MERGE = "You have been provided with a set of responses from various models to the latest user query: x"
+MERGED: Messages = [{"role": "user", "content": MERGE}]
+PICKED: Messages = [
+    {"role": "system", "content": f"Available Tools: []\n\n{pipeline_file.PICKS_TOOLS} based on the query."},
+    {"role": "user", "content": "Query: What time is it?"},
+]
 CHAT = {"chat_id": "chat-1"}
 SOURCE = Path(pipeline_file.__file__)
 
@@ -146,6 +152,13 @@ async def test_title_reaches_no_conversation_that_stays(gateway: Running, pipeli
     first, *tasks = (turn.sent.conversation_id for turn in gateway.backend.turns)
     await until(lambda: gateway.backend.deleted == tasks)
     assert first not in tasks
+
+
+@pytest.mark.parametrize("messages", [TITLE, MERGED, PICKED])
+def test_task_is_known_by_its_words(messages: Messages) -> None:
+    assert asked_for(None, "friend", messages, CHAT).task
+    assert asked_for(None, "friend", [{"role": "system", "content": "Be kind."}, *messages], CHAT).task
+    assert not asked_for(None, "friend", [*HI, {"role": "assistant", "content": "Hello"}, *messages], CHAT).task
 
 
 async def test_odd_chat_id_is_a_chat(gateway: Running, pipeline: Pipeline) -> None:

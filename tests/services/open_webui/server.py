@@ -17,6 +17,8 @@ from tests.live import processes
 from tests.services import installs
 
 TITLE: Final = "Walnut cake"
+HEADERS: Final = {"X-OpenWebUI-Chat-Id": "{{CHAT_ID}}", "X-OpenWebUI-Task": "{{TASK}}"}
+"""The headers of a connection, as the README has them."""
 RESPONSES: Final = "responses"
 """What comes before the ids of the models of the second connection, which is spoken to by the Responses API."""
 _READY: Final = 180.0
@@ -25,7 +27,8 @@ _PERSON: Final = {"name": "Ann", "email": "ann@example.com", "password": "a long
 
 
 def _environment(home: Path, base_url: str, api_key: str) -> dict[str, str]:
-    configs = {"0": {"enable": True}, "1": {"enable": True, "api_type": "responses", "prefix_id": RESPONSES}}
+    connection = {"enable": True, "headers": HEADERS}
+    configs = {"0": connection, "1": {**connection, "api_type": "responses", "prefix_id": RESPONSES}}
     offline = {"OFFLINE_MODE": "true", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     quiet = {"ENABLE_VERSION_UPDATE_CHECK": "false", "ANONYMIZED_TELEMETRY": "false", "DO_NOT_TRACK": "1"}
     proxies = {"HTTP_PROXY": _NOWHERE, "HTTPS_PROXY": _NOWHERE, "NO_PROXY": "127.0.0.1,localhost"}
@@ -40,12 +43,12 @@ def _environment(home: Path, base_url: str, api_key: str) -> dict[str, str]:
         "ENABLE_OLLAMA_API": "false",
         "ENABLE_PERSISTENT_CONFIG": "false",
         "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": "false",
-        "ENABLE_FORWARD_USER_INFO_HEADERS": "true",
         "OPENAI_API_BASE_URLS": f"{base_url};{base_url}",
         "OPENAI_API_KEYS": f"{api_key};{api_key}",
         "OPENAI_API_CONFIGS": json.dumps(configs),
-        # The scripted model says what it is told, and Open WebUI takes the JSON in it.
-        "TITLE_GENERATION_PROMPT_TEMPLATE": f'### Task:\nGenerate a concise title like {{"title": "{TITLE}"}}',
+        # The scripted model says what it is told, and Open WebUI takes the JSON in it. No prompt of Open WebUI's own
+        # begins so: that it is no message of the chat's is told by the header, and to the Function by Open WebUI.
+        "TITLE_GENERATION_PROMPT_TEMPLATE": f'Gib dem Gespräch einen Titel wie {{"title": "{TITLE}"}}',
         **offline,
         **quiet,
         **proxies,
