@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-import structlog
 from sqlalchemy import bindparam, delete, select
 
 from gateway.accounts.operator_key import OperatorKey
+from gateway.audit_log import audit_log
 from gateway.errors import AuthenticationFailed, Forbidden
 from gateway.storage.engine import Database
 from gateway.storage.tables import ended_operator_sessions
@@ -28,7 +28,7 @@ LIFETIME: Final = 43_200.0
 _PARTS: Final = 3
 _PURGE: Final = delete(ended_operator_sessions).where(ended_operator_sessions.c.expires_at < bindparam("now"))
 
-_log: Final = structlog.get_logger("gateway.accounts")
+_log: Final = audit_log()
 
 
 class OperatorSession(msgspec.Struct, frozen=True):
@@ -95,14 +95,14 @@ class OperatorSessions:
         """Tell whether a CSRF token is the session's own."""
         return hmac.compare_digest(session.csrf_token.encode(), given.encode("utf-8", "surrogateescape"))
 
-    async def end(self, session: OperatorSession) -> None:
+    async def end(self, session: OperatorSession, address: str = "") -> None:
         """End a session before its time; raises ``StorageUnavailable``, and then it has ended here alone."""
         self._ended |= {session.id}
         row = {"id": session.id, "expires_at": session.expires_at}
         async with self._database.write() as connection:
             await connection.execute(_PURGE, {"now": self._now()})
             await connection.execute(upsert(connection.dialect, ended_operator_sessions), [row])
-        _log.info("operator signed out")
+        _log.info("operator signed out", client=address)
 
     async def load(self) -> None:
         """Look which sessions were ended elsewhere, or before the start; raises ``StorageUnavailable``."""

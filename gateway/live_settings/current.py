@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 import msgspec
 import structlog
 
+from gateway.audit_log import audit_log
 from gateway.settings import Origin, Setting, SettingError, Settings, key_owner, show_value, table, with_change
 
 EDITABLE: Final = {setting.field: setting for setting in table() if setting.row.live}
@@ -19,6 +20,7 @@ Hear: TypeAlias = Callable[[Settings], None]
 """Called with the new settings after each change."""
 
 _log: Final = structlog.get_logger("gateway.settings")
+_audit: Final = audit_log()
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -51,8 +53,11 @@ class LiveSettings:
         """Have somebody told who cannot ask for each request."""
         self._hears.append(hear)
 
-    def take(self, changes: Mapping[str, Change]) -> None:
-        """Have these changes hold, and no others; what differs from before is written to the log."""
+    def take(self, changes: Mapping[str, Change], client: str | None = None) -> None:
+        """Have these changes hold, and no others; what differs from before is written to the log.
+
+        ``client`` is the address of whoever makes the change; None where it is read from the database.
+        """
         before, settings = self._current, self.configured
         # Others may be there for another version of the gateway, which shares the database.
         known = {field: change for field, change in changes.items() if field in EDITABLE}
@@ -62,7 +67,8 @@ class LiveSettings:
         self._current = settings
         differences = list(_differences(before, settings))
         for setting, old, new in differences:
-            _log.info("setting changed", setting=setting.row.env, old=old, new=new)
+            by = {} if client is None else {"client": client}
+            _audit.info("setting changed", setting=setting.row.env, old=old, new=new, **by)
         if differences:
             for hear in self._hears:
                 hear(settings)

@@ -34,8 +34,11 @@ class StoredSettings:
         async with self._one_at_a_time:
             self._live.take(await self._read())
 
-    async def change(self, name: str, text: str) -> Setting:
-        """Give a setting another value; raises ``InvalidRequest`` and ``StorageUnavailable``."""
+    async def change(self, name: str, text: str, client: str | None = None) -> Setting:
+        """Give a setting another value, and tell the log who did.
+
+        Raises ``InvalidRequest`` and ``StorageUnavailable``.
+        """
         setting = editable(name)
         if len(text) > LONGEST:
             raise InvalidRequest(f"A value has {LONGEST} characters at most: shorten it.", param="value")
@@ -48,16 +51,19 @@ class StoredSettings:
             row = {"field": setting.field, "value": change.value, "changed_at": change.changed_at}
             async with self._database.write() as connection:
                 await connection.execute(upsert(connection.dialect, changed_settings), [row])
-            self._live.take(await self._read())
+            self._live.take(await self._read(), client)
         return setting
 
-    async def reset(self, name: str) -> Setting:
-        """Have a setting be as it is configured; raises ``InvalidRequest`` and ``StorageUnavailable``."""
+    async def reset(self, name: str, client: str | None = None) -> Setting:
+        """Have a setting be as it is configured, and tell the log who did.
+
+        Raises ``InvalidRequest`` and ``StorageUnavailable``.
+        """
         setting = editable(name)
         async with self._one_at_a_time:
             async with self._database.write() as connection:
                 await connection.execute(_DELETE, {"gone": setting.field})
-            self._live.take(await self._read())
+            self._live.take(await self._read(), client)
         return setting
 
     async def _read(self) -> dict[str, Change]:

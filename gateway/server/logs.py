@@ -11,6 +11,8 @@ from typing import Any, Final, Literal
 import msgspec
 import structlog
 
+from gateway import audit_log
+
 MAX_VALUE: Final = 2_000
 """Characters of one value in a log line."""
 
@@ -43,6 +45,7 @@ def configure(environment: Literal["development", "production"], level: str) -> 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.getLogger(audit_log.NAME).setLevel(audit_log.LEVEL)
     logging.getLogger("aiohttp.server").disabled = True
     for noisy in ("httpx", "httpcore", "letta_client", "asyncio", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -28,11 +28,13 @@ async def list_settings(request: web.Request) -> web.Response:
 async def change(request: web.Request) -> web.Response:
     """Give a setting another value, here at once and in the other gateways within seconds."""
     asked = decoded(_CHANGES, await request[keys.BODY].read())
-    setting = await request.app[keys.STORED_SETTINGS].change(request.match_info["name"], asked.value)
+    setting = await request.app[keys.STORED_SETTINGS].change(
+        request.match_info["name"], asked.value, request[keys.NOTES].client
+    )
     return json_answer(setting_answer(request.app[keys.LIVE], setting))
 
 
 async def reset(request: web.Request) -> web.Response:
     """Have a setting be as it is configured."""
-    setting = await request.app[keys.STORED_SETTINGS].reset(request.match_info["name"])
+    setting = await request.app[keys.STORED_SETTINGS].reset(request.match_info["name"], request[keys.NOTES].client)
     return json_answer(setting_answer(request.app[keys.LIVE], setting))

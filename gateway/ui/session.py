@@ -53,7 +53,7 @@ async def session(request: web.Request) -> web.Response:
 
 async def sign_out(request: web.Request) -> web.Response:
     """End the session, on all gateways."""
-    await request.app[keys.OPERATOR_SESSIONS].end(request[keys.OPERATOR_SESSION])
+    await request.app[keys.OPERATOR_SESSIONS].end(request[keys.OPERATOR_SESSION], request[keys.NOTES].client or "")
     response = web.Response(status=204)
     response.del_cookie(COOKIE, path=PATH, httponly=True, samesite="Strict", secure=_is_by_tls(request))
     return response
