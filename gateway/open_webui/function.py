@@ -19,7 +19,7 @@ import ssl
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 from weakref import WeakKeyDictionary
@@ -319,6 +319,7 @@ def _cut_off() -> LettaError:
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_Result = TypeVar("_Result")
 
 
 def _read(kind: type[_Model], data: bytes) -> _Model:
@@ -757,12 +758,31 @@ class _Line:
         self.is_retired = False
 
 
+class _Aside:
+    """What runs in tasks of its own: a caller whose scope is cancelled cannot even await what ends its turn."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, _Result], subject: str) -> asyncio.Task[_Result]:
+        """Run something to its end, whatever becomes of who waits for it."""
+        task = asyncio.get_running_loop().create_task(work, name=subject)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def of(self, subject: str | None = None) -> set[asyncio.Task[Any]]:
+        """Return what runs, or what runs for one subject."""
+        return {task for task in self._tasks if subject is None or task.get_name() == subject}
+
+
 class LettaClient:
     """The agents behind one ``Connection``, for callers in any event loop: each loop has one HTTP client."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
+        self._asides: WeakKeyDictionary[asyncio.AbstractEventLoop, _Aside] = WeakKeyDictionary()
         self._guard = threading.Lock()
         self._kinds: dict[str, Literal["gateway", "letta"]] = {}
 
@@ -771,7 +791,9 @@ class LettaClient:
         return self._line().client
 
     async def close(self) -> None:
-        """Close the running event loop's client."""
+        """Close the running event loop's client, once the turns that were left are ended."""
+        if asides := self.aside().of():
+            await asyncio.wait(asides, timeout=CANCEL_WITHIN * 2)
         with self._guard:
             line = self._lines.pop(asyncio.get_running_loop(), None)
         if line is not None:
@@ -810,6 +832,11 @@ class LettaClient:
         if open_status is not None:
             yield _status(open_status.data["description"], done=True)
         yield failure.event()
+
+    def aside(self) -> _Aside:
+        """Return what the running event loop runs beside the turns."""
+        with self._guard:
+            return self._asides.setdefault(asyncio.get_running_loop(), _Aside())
 
     def _line(self) -> _Line:
         loop, verify = asyncio.get_running_loop(), self.connection.verify_tls
@@ -908,6 +935,8 @@ class LettaClient:
         try:
             if waited:
                 yield _status(_WAITING, done=True)
+            if ending := self.aside().of(agent_id):
+                await asyncio.wait(ending)
             async with contextlib.aclosing(self._rounds(agent_id, None, message)) as events:
                 async for event in events:
                     yield event
@@ -916,13 +945,21 @@ class LettaClient:
 
     async def _aside(self, agent_id: str, message: Body) -> AsyncGenerator[StreamEvent, None]:
         """Ask for a title and the like in a conversation that is deleted: the agent's thread hears nothing of it."""
-        row = _read(_Row, await self._ask("POST", f"/v1/conversations/?agent_id={quote(agent_id)}", {}))
+        made = self.aside().start(self._new_conversation(agent_id), "")
         try:
-            async with contextlib.aclosing(self._rounds(agent_id, row.id, message)) as events:
+            conversation_id = await asyncio.shield(made)
+            async with contextlib.aclosing(self._rounds(agent_id, conversation_id, message)) as events:
                 async for event in events:
                     yield event
         finally:
-            await self._afterwards("DELETE", f"/v1/conversations/{quote(row.id)}", None)
+            await asyncio.shield(self.aside().start(self._delete(made), ""))
+
+    async def _new_conversation(self, agent_id: str) -> str:
+        return _read(_Row, await self._ask("POST", f"/v1/conversations/?agent_id={quote(agent_id)}", {})).id
+
+    async def _delete(self, made: asyncio.Task[str]) -> None:
+        with contextlib.suppress(httpx.HTTPError, LettaError):  # who asked for it was told
+            await self._afterwards("DELETE", f"/v1/conversations/{quote(await made)}", None)
 
     async def _rounds(
         self, agent_id: str, conversation_id: str | None, message: Body
@@ -955,18 +992,44 @@ class LettaClient:
         if conversation_id is not None:
             path = f"/v1/conversations/{quote(conversation_id)}/messages"
             body["streaming"] = True
+        events = self._events(path, body, {})
+        thread = conversation_id or agent_id
+        first = self.aside().start(_next(events), thread)
         try:
-            async with contextlib.aclosing(self._events(path, body, {})) as events:
-                async for data in events:
-                    if data != b"[DONE]":
-                        for event in decoder.decode(data):
-                            yield event
+            data = await asyncio.shield(first)
+            while data is not None:
+                if data != b"[DONE]":
+                    for event in decoder.decode(data):
+                        yield event
+                data = await _next(events)
             decoder.end()
         finally:
             # A connection that is closed stops nothing on Letta.
-            if not decoder.over and decoder.run_id is not None:
-                path = f"/v1/agents/{quote(agent_id)}/messages/cancel"
-                await self._afterwards("POST", path, {"run_ids": [decoder.run_id]})
+            end = events.aclose() if decoder.over else self._cancel(agent_id, first, events, decoder)
+            await asyncio.shield(self.aside().start(end, thread))
+
+    async def _cancel(
+        self,
+        agent_id: str,
+        first: asyncio.Task[bytes | None],
+        events: AsyncGenerator[bytes, None],
+        decoder: LettaDecoder,
+    ) -> None:
+        """End a turn that was left: what its run is called stands in its first frame, which may be yet to come."""
+        try:
+            async with asyncio.timeout(CANCEL_WITHIN):
+                data = await first
+            run_id = decoder.run_id or (_read(_Kind, data).run_id if data else None)
+        except TimeoutError:
+            _log.warning("a turn was left before Letta said what its run is called: it goes on")
+            return
+        except (httpx.HTTPError, LettaError):
+            return  # it was refused, which its caller was told
+        finally:
+            await events.aclose()
+        if run_id is not None:
+            path = f"/v1/agents/{quote(agent_id)}/messages/cancel"
+            await self._afterwards("POST", path, {"run_ids": [run_id]})
 
     async def _agent_id(self, model: str) -> str:
         if _AGENT_ID.fullmatch(model):
@@ -1061,6 +1124,10 @@ class LettaClient:
                 return told(error, self.connection)
         self._kinds.pop(root, None)  # another server may stand there by now: it is asked again
         return of_status(status)
+
+
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(events, None)
 
 
 async def _bounded(response: httpx.Response) -> bytes:

@@ -12,7 +12,7 @@ STREAM: Final = {"Content-Type": "text/event-stream"}
 
 
 class PlayedLetta:
-    """Plays ``streams`` in order, each for one turn; ``holds`` keeps the turn open after it.
+    """Plays ``streams`` in order, each for one turn; ``holds`` keeps the turn open after it, ``begins`` silent before.
 
     ``asked`` are the requests: method, path with query, body; ``cancelled`` the runs that were cancelled, ``live`` and
     ``most`` the turns under way, now and at most.
@@ -22,6 +22,8 @@ class PlayedLetta:
         self.streams = list(streams)
         self.holds = asyncio.Event()
         self.holds.set()
+        self.begins = asyncio.Event()
+        self.begins.set()
         self.agents: list[dict[str, Any]] = [AGENT]
         self.refuses: tuple[int, str] | None = None
         self.password = ""
@@ -75,6 +77,7 @@ class PlayedLetta:
         self.live += 1
         self.most = max(self.most, self.live)
         try:
+            await self.begins.wait()
             await response.prepare(request)
             await response.write(self.streams.pop(0))
             await self.holds.wait()
@@ -99,4 +102,5 @@ async def playing(*streams: bytes) -> AsyncIterator[PlayedLetta]:
         yield letta
     finally:
         letta.holds.set()
+        letta.begins.set()
         await runner.cleanup()

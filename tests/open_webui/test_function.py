@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import json
 import sys
@@ -5,6 +6,7 @@ import types
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import anyio
 import pytest
 
 from gateway.errors import TurnFailed
@@ -145,6 +147,59 @@ async def test_reader_that_leaves_cancels_the_turn(gateway: Running, pipe: funct
     await anext(answer)
     await answer.aclose()
     await until(lambda: gateway.backend.turns[0].cancelled)
+
+
+BEGUN = b"".join(
+    b"data: %s\n\n" % json.dumps({"run_id": "run-1", **frame}).encode()
+    for frame in ({"message_type": "ping"}, {"message_type": "assistant_message", "id": "m1", "content": "Hel"})
+)
+TITLE: Body = {"chat_id": "chat-1", "task": "title_generation"}
+
+
+@pytest.mark.parametrize("metadata", [{}, TITLE], ids=["own thread", "aside"])
+async def test_client_of_open_webuis_that_goes_away_ends_the_run(metadata: Body) -> None:
+    """Starlette cancels the scope that reads the answer: every wait in it fails from then on, not just the first."""
+    async with playing(BEGUN) as letta, closing(pipe_at(letta.url)) as pipe:
+        letta.holds.clear()
+        with anyio.CancelScope() as scope:
+            answer = await pipe.pipe(HI, __metadata__=metadata)
+            assert isinstance(answer, AsyncGenerator)
+            async for _ in answer:
+                scope.cancel()
+        assert scope.cancelled_caught
+        await until(lambda: letta.cancelled == ["run-1"])
+        await until(lambda: letta.paths("DELETE") == (["/v1/conversations/conv-1"] if metadata else []))
+
+
+@pytest.mark.parametrize("metadata", [{}, TITLE], ids=["own thread", "aside"])
+async def test_client_that_goes_away_before_the_first_word_ends_the_run(metadata: Body) -> None:
+    async with playing(BEGUN) as letta, closing(pipe_at(letta.url)) as pipe:
+        letta.begins.clear()
+        letta.holds.clear()
+        reading = asyncio.get_running_loop().create_task(lines(pipe, __metadata__=metadata))
+        await until(lambda: letta.live == 1)
+        reading.cancel()
+        letta.begins.set()
+        await until(lambda: letta.cancelled == ["run-1"])
+        await until(lambda: letta.paths("DELETE") == (["/v1/conversations/conv-1"] if metadata else []))
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+
+async def test_next_turn_waits_until_the_one_that_was_left_has_ended() -> None:
+    async with playing(BEGUN, BEGUN) as letta, closing(pipe_at(letta.url)) as pipe:
+        letta.begins.clear()
+        letta.holds.clear()
+        with anyio.move_on_after(0.1):
+            await lines(pipe)
+        later = asyncio.get_running_loop().create_task(lines(pipe))
+        await asyncio.sleep(0.1)
+        assert letta.live == 1
+        letta.begins.set()
+        await until(lambda: letta.cancelled == ["run-1"])
+        await until(lambda: len(letta.turns) == 2)
+        letta.holds.set()
+        assert (await later)[-1]["error"]["code"] == "answer_cut_off"
 
 
 async def test_one_client(pipe: function_file.Pipe) -> None:
