@@ -22,6 +22,7 @@ from gateway.settings import Settings, table
 from gateway.translation.openai_types import ChatCompletionRequest
 from gateway.translation.responses_types import ResponsesRequest
 from gateway.translation.tools import MOST_SCHEMAS, MOST_TOOLS
+from tests.services.open_webui.server import HEADERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -145,3 +146,10 @@ def test_readme_names_every_setting_that_can_change_on_the_page() -> None:
     for setting in table():
         is_named = f"`{setting.row.env}`" in text
         assert is_named == (setting.row.live or setting.field in ("operator_key", "secret_key")), setting.field
+
+
+def test_headers_of_open_webui_are_those_that_its_real_one_is_tried_with() -> None:
+    headers = json.dumps(HEADERS)
+    configs = json.dumps({"0": {"enable": True, "headers": HEADERS}})
+    assert f"\n{headers}\n" in README
+    assert README.count(f"OPENAI_API_CONFIGS='{configs}'") == 2
