@@ -49,6 +49,8 @@ MAX_REFUSALS: Final = 4
 CANCEL_WITHIN: Final = 5.0
 ASK_WITHIN: Final = 15.0
 """Seconds for what is asked beside the turns."""
+REFRESH: Final = 15.0
+"""Seconds after which the agents are listed anew."""
 TASK_PROMPT: Final = re.compile(
     r"\s*(?:### Task:\s*(?:Generate a concise\b[^\n]{0,40}\btitle|Generate 1-3 broad tags|"
     r"Generate a detailed prompt for am? image|Suggest 3-5 relevant follow-up|Predict 3-5 useful messages|"
@@ -799,11 +801,11 @@ class LettaClient:
         if line is not None:
             await line.client.aclose()
 
-    async def agents(self) -> list[Agent]:
+    async def agents(self, within: float = ASK_WITHIN) -> list[Agent]:
         """Return the agents that can be picked; raises ``LettaError``."""
         async with self._in_use():
             try:
-                async with asyncio.timeout(ASK_WITHIN):
+                async with asyncio.timeout(within):
                     return await self._agents()
             except TimeoutError as error:
                 raise of_failure(httpx.ReadTimeout("")) from error
@@ -1247,6 +1249,8 @@ def no_models(error: LettaError) -> list[dict[str, str]]:
 # --- the end of what is shared ---
 
 
+LIST_WITHIN: Final = 3.0
+"""Seconds to list the agents: Open WebUI waits for them with the list of all its models."""
 Emit: TypeAlias = Callable[[Body], Awaitable[None]]
 """Open WebUI's event emitter: it shows an event beside the answer."""
 
@@ -1271,16 +1275,22 @@ class Pipe:
         self.valves = self.Valves()
         self._letta = LettaClient(self.valves)
         self._picker = Picker()
+        self._listed_with = self.valves
+        self._asked_at = float("-inf")
 
     async def pipes(self) -> list[dict[str, str]]:
-        """Return the agents as models."""
-        self._letta.connection = self.valves
-        try:
-            self._picker.agents = await self._letta.agents()
-        except LettaError as error:
-            if not self.valves.agent_id:
-                return no_models(error)
-        return self._picker.models(self.valves.agent_id)
+        """Return the agents as models: those that were known stay while the server is away."""
+        valves = self._letta.connection = self.valves
+        if valves != self._listed_with:
+            self._listed_with, self._picker.agents = valves, None
+        if self._picker.agents is None or time.monotonic() - self._asked_at > REFRESH:
+            self._asked_at = time.monotonic()
+            try:
+                self._picker.agents = await self._letta.agents(within=LIST_WITHIN)
+            except LettaError as error:
+                if self._picker.agents is None and not valves.agent_id:
+                    return no_models(error)
+        return self._picker.models(valves.agent_id)
 
     async def pipe(
         self,

@@ -57,6 +57,8 @@ MAX_REFUSALS: Final = 4
 CANCEL_WITHIN: Final = 5.0
 ASK_WITHIN: Final = 15.0
 """Seconds for what is asked beside the turns."""
+REFRESH: Final = 15.0
+"""Seconds after which the agents are listed anew."""
 TASK_PROMPT: Final = re.compile(
     r"\s*(?:### Task:\s*(?:Generate a concise\b[^\n]{0,40}\btitle|Generate 1-3 broad tags|"
     r"Generate a detailed prompt for am? image|Suggest 3-5 relevant follow-up|Predict 3-5 useful messages|"
@@ -807,11 +809,11 @@ class LettaClient:
         if line is not None:
             await line.client.aclose()
 
-    async def agents(self) -> list[Agent]:
+    async def agents(self, within: float = ASK_WITHIN) -> list[Agent]:
         """Return the agents that can be picked; raises ``LettaError``."""
         async with self._in_use():
             try:
-                async with asyncio.timeout(ASK_WITHIN):
+                async with asyncio.timeout(within):
                     return await self._agents()
             except TimeoutError as error:
                 raise of_failure(httpx.ReadTimeout("")) from error
@@ -1262,8 +1264,6 @@ ABANDONED: Final = 10.0
 left without closing it, until Python happens to collect it."""
 FIRST_LISTING: Final = 6.0
 """Seconds that the first listing of the agents may take, where somebody can wait for it."""
-REFRESH: Final = 15.0
-"""Seconds after which the agents are listed anew."""
 
 
 class Pipeline:

@@ -12,7 +12,8 @@ STREAM: Final = {"Content-Type": "text/event-stream"}
 
 
 class PlayedLetta:
-    """Plays ``streams`` in order, each for one turn; ``holds`` keeps the turn open after it, ``begins`` silent before.
+    """Plays ``streams`` in order, each for one turn; ``holds`` keeps the turn open after it, ``begins`` silent before, and
+    ``answers`` the server silent to all that is asked.
 
     ``asked`` are the requests: method, path with query, body; ``cancelled`` the runs that were cancelled, ``live`` and
     ``most`` the turns under way, now and at most.
@@ -24,6 +25,8 @@ class PlayedLetta:
         self.holds.set()
         self.begins = asyncio.Event()
         self.begins.set()
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.agents: list[dict[str, Any]] = [AGENT]
         self.refuses: tuple[int, str] | None = None
         self.password = ""
@@ -47,6 +50,7 @@ class PlayedLetta:
         """Answer anything."""
         body: Any = await request.json() if request.can_read_body else None
         self.asked.append((request.method, request.path_qs, body))
+        await self.answers.wait()
         if self.is_hidden:
             return web.Response(status=404, text="There is nothing here (yet).")
         if request.path == "/v1/health/":
@@ -103,4 +107,5 @@ async def playing(*streams: bytes) -> AsyncIterator[PlayedLetta]:
     finally:
         letta.holds.set()
         letta.begins.set()
+        letta.answers.set()
         await runner.cleanup()

@@ -14,7 +14,7 @@ from gateway.letta.scripted import Hang, Script
 from gateway.open_webui import function as function_file
 from gateway.translation.agent_events import Batch, Failure, ReasoningDelta, Stop, TextDelta, Usage
 from tests.letta import recorded
-from tests.open_webui.letta_server import playing
+from tests.open_webui.letta_server import AGENT, playing
 from tests.open_webui.shared_part import FOLDER, copied
 from tests.server.running import Running, serving
 from tests.server.wire import until
@@ -89,6 +89,32 @@ async def test_server_that_is_not_there_is_told_among_the_models() -> None:
         assert failed["error"]["code"] == "unreachable"
         pipe.valves.agent_id = "friend"
         assert await pipe.pipes() == [{"id": "friend", "name": "friend"}]
+
+
+async def test_agents_stay_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with playing() as letta, closing(pipe_at(letta.url)) as pipe:
+        known = await pipe.pipes()
+        assert known == [{"id": AGENT["id"], "name": "friend"}]
+        asked = len(letta.asked)
+        assert await pipe.pipes() == known
+        assert len(letta.asked) == asked, "the agents are as they were a moment ago"
+    monkeypatch.setitem(type(pipe).pipes.__globals__, "REFRESH", 0.0)
+    assert await pipe.pipes() == known, "the server is gone"
+    pipe.valves = pipe.Valves(base_url=letta.url, api_key="another")
+    assert [model["id"] for model in await pipe.pipes()] == ["unavailable"], "who knows whose they are"
+
+
+async def test_server_that_hangs_holds_up_the_models_for_a_moment() -> None:
+    async with playing() as letta, closing(pipe_at(letta.url)) as pipe:
+        letta.answers.clear()
+        within = type(pipe).pipes.__globals__
+        assert within["LIST_WITHIN"] <= 3
+        within["LIST_WITHIN"] = 0.2
+        async with asyncio.timeout(2):
+            (listed,) = await pipe.pipes()
+        assert listed["id"] == "unavailable"
+        letta.answers.set()
+        assert await pipe.pipes() == [{"id": AGENT["id"], "name": "friend"}]
 
 
 async def test_streamed_answer(gateway: Running, pipe: function_file.Pipe) -> None:
