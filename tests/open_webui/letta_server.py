@@ -12,8 +12,8 @@ STREAM: Final = {"Content-Type": "text/event-stream"}
 
 
 class PlayedLetta:
-    """Plays ``streams`` in order, each for one turn; ``holds`` keeps the turn open after it, ``begins`` silent before, and
-    ``answers`` the server silent to all that is asked.
+    """Plays ``streams`` in order, each for one turn; ``holds`` keeps the turn open after it, ``begins`` silent before,
+    and ``answers`` the server silent to all that is asked.
 
     ``asked`` are the requests: method, path with query, body; ``cancelled`` the runs that were cancelled, ``live`` and
     ``most`` the turns under way, now and at most.
