@@ -201,6 +201,7 @@ class Chats:
             wish=_wish(ask, answering),
             tools=tools,
             is_news=ask.is_news,
+            goes_on=ask.goes_on,
             is_legacy=ask.is_legacy,
             ids=await self._ids(asker, ask),
         )

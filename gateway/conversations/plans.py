@@ -60,6 +60,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ClientTool, ...]
     is_news: bool = False
     """Whether the transcript is what is new, and the chat's conversation holds the rest."""
+    goes_on: bool = False
+    """Whether the answer goes on with the one before it, and is one message with it to the client."""
     is_legacy: bool = False
     """Whether the transcript has calls' names where their ids belong."""
     ids: Mapping[str, str] = {}
@@ -323,8 +325,15 @@ class PinnedChat(Plan):
             return
         if self.heard.stop is not None:
             said = _by_names(self.heard.said) if self.request.is_legacy else self.heard.said
-            await self._pin((*self._holds, digest(said)), is_settled=True)
+            await self._pin(self._held_with(said), is_settled=True)
         await super().end(is_delivered=is_delivered)
+
+    def _held_with(self, said: AgentSaid) -> tuple[bytes, ...]:
+        """Return what the conversation holds with this answer, as the client will tell it."""
+        request = self.request
+        if request.goes_on and not request.is_news and isinstance(before := request.transcript[-2], AgentSaid):
+            return (*self._holds[:-2], digest(AgentSaid(before.text + said.text, said.calls)))
+        return (*self._holds, digest(said))
 
     async def forget(self) -> None:
         """Forget the conversation: Letta has it no more."""

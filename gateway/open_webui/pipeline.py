@@ -71,6 +71,8 @@ TASK_PROMPT: Final = re.compile(
 """How Open WebUI begins the one message by which it asks for itself: for titles, tags, follow-ups and the like."""
 PICKS_TOOLS: Final = "Your task is to choose and return the correct tool(s) from the list of available tools"
 """What it instructs a model that is to name tools in text."""
+GO_ON: Final = "Continue your last answer from where it ended."
+"""What an agent is told where its answer is continued: to say the message before it again might do things twice."""
 SPEAKING_TOOL: Final = "send_message"
 """What Letta's legacy agents call to say something."""
 SEARCHING_TOOLS: Final = frozenset(
@@ -201,9 +203,12 @@ class Asked(NamedTuple):
     task: str
 
     def newest(self) -> str | list[Any]:
-        """Return the content of the user's newest message."""
-        for message in reversed(self.messages):
-            if isinstance(message, dict) and message.get("role") == "user":
+        """Return the content of the user's newest message; where the agent spoke after it, what has it go on."""
+        said = [message for message in self.messages if isinstance(message, dict)]
+        if said and said[-1].get("role") == "assistant":
+            return GO_ON
+        for message in reversed(said):
+            if message.get("role") == "user":
                 content = message.get("content")
                 return content if isinstance(content, str | list) else ""
         return ""

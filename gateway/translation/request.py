@@ -22,7 +22,7 @@ from gateway.translation.agent_turn import (
     ToolResult,
     UserSaid,
 )
-from gateway.translation.ask import Ask, Named, OutputSchema, ToolChoice
+from gateway.translation.ask import GO_ON, Ask, Named, OutputSchema, ToolChoice, can_go_on
 from gateway.translation.field_errors import decoded
 from gateway.translation.openai_types import (
     AssistantMessage,
@@ -191,9 +191,12 @@ def _transcript(messages: list[Message]) -> tuple[Said, ...]:
         if said is not None:
             transcript.append(said)
             has_news = has_news or (index > last and isinstance(said, UserSaid | ToolResult))
-    if not has_news:
+    if not has_news and last == len(messages) - 1 and can_go_on(transcript):
+        transcript.append(GO_ON)
+    elif not has_news:
         raise InvalidRequest(
-            "The last message must be of role 'user' or 'tool': it is what the agent answers.",
+            "The last message must be of role 'user' or 'tool', which the agent answers, or an answer's text with "
+            "which it goes on.",
             param=f"messages[{len(messages) - 1}].role",
         )
     return tuple(transcript)

@@ -13,6 +13,7 @@ import msgspec
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.translation import content
 from gateway.translation.agent_turn import AgentSaid, Call, Instructed, Part, Said, Text, ToolResult, UserSaid
+from gateway.translation.ask import GO_ON, can_go_on
 from gateway.translation.openai_types import RefusalPart
 from gateway.translation.responses_names import flat_name
 from gateway.translation.responses_parts import read_part
@@ -88,13 +89,16 @@ def transcript(items: Sequence[Item], known: Mapping[str, Item]) -> tuple[Said, 
     items = [_resolved(item, known, f"input[{index}].id") for index, item in enumerate(items)]
     last = _last_said(items)
     said = [_said(item, f"input[{index}]", is_news=index > last) for index, item in enumerate(items)]
-    if not any(isinstance(news, UserSaid | ToolResult) for news in said[last + 1 :]):
+    whole = merged(one for one in said if one is not None)
+    if any(isinstance(news, UserSaid | ToolResult) for news in said[last + 1 :]):
+        return whole
+    if last != len(items) - 1 or not can_go_on(whole):
         raise InvalidRequest(
-            "The last item of 'input' must be a user's message or a function call's output: it is what the agent "
-            "answers.",
+            "The last item of 'input' must be a user's message or a function call's output, which the agent answers, "
+            "or an answer's text with which it goes on.",
             param=f"input[{len(items) - 1}]",
         )
-    return merged(one for one in said if one is not None)
+    return (*whole, GO_ON)
 
 
 def history(items: Sequence[Item]) -> tuple[Said, ...]:

@@ -44,7 +44,7 @@ from gateway.translation.agent_turn import (
     ToolResult,
     UserSaid,
 )
-from gateway.translation.ask import Ask, Named, OutputSchema
+from gateway.translation.ask import GO_ON, Ask, Named, OutputSchema
 from gateway.translation.tools import NO_PARAMETERS
 from tests.conversations.chatting import (
     TOOL,
@@ -301,6 +301,15 @@ async def test_tool_loop_beside_a_chat(gateway: Gateway) -> None:
     await gateway.ask(user("x"), called("call_1"), ToolResult("call_1", "1"), chat="c-1", tools=(TOOL,))
     assert (gateway.sent.conversation_id, gateway.sent.history) == ("conv-2", ())
     assert gateway.sent.returns == (ToolResult("call_1", "1"),)
+
+
+async def test_answer_that_is_continued_is_one_message_with_what_comes_of_it(gateway: Gateway) -> None:
+    gateway.letta.play(answers("Once upon"), answers(" a time"), answers("B"))
+    await gateway.ask(user("a"), chat="c-1")
+    await gateway.ask(user("a"), agent("Once upon"), GO_ON, chat="c-1")
+    assert gateway.sent == turn(conversation_id="conv-1", news=(GO_ON,))
+    await gateway.ask(user("a"), agent("Once upon a time"), user("b"), chat="c-1")
+    assert gateway.sent == turn(conversation_id="conv-1", news=(user("b"),))
 
 
 async def test_chat_that_began_elsewhere(gateway: Gateway) -> None:

@@ -32,6 +32,7 @@ from gateway.open_webui.pipeline import (
 )
 from gateway.translation.agent_events import Batch, Failure, ReasoningDelta, Stop, TextDelta, Usage
 from gateway.translation.agent_turn import Text, UserSaid
+from gateway.translation.ask import GO_ON
 from tests.letta import recorded
 from tests.open_webui.letta_server import AGENT, playing
 from tests.open_webui.pipelines_server import PipelinesServer
@@ -563,6 +564,14 @@ async def test_task_of_the_front_end_runs_aside(body: dict[str, str]) -> None:
         assert path == "/v1/conversations/conv-1/messages"
         assert sent["streaming"] is True
         assert letta.paths("DELETE") == ["/v1/conversations/conv-1"]
+
+
+async def test_answer_that_is_to_be_continued_says_no_earlier_message_again() -> None:
+    async with playing(HELLO) as letta, pipeline_at(letta.url) as pipeline:
+        await heard(pipeline, [*said("Send the letter"), {"role": "assistant", "content": "It is"}])
+        ((_, sent),) = letta.turns
+    assert UserSaid((Text(pipeline_file.GO_ON),)) == GO_ON, "as the gateway says it"
+    assert sent["messages"] == [{"role": "user", "content": [{"type": "text", "text": pipeline_file.GO_ON}]}]
 
 
 async def test_turns_of_one_agent_run_one_at_a_time() -> None:

@@ -1,8 +1,8 @@
 import msgspec
 import pytest
 
-from gateway.translation.agent_turn import Text, UserSaid
-from gateway.translation.ask import Ask, Named, OutputSchema
+from gateway.translation.agent_turn import AgentSaid, Call, Said, Text, UserSaid
+from gateway.translation.ask import GO_ON, Ask, Named, OutputSchema, can_go_on
 
 HI = (UserSaid((Text("Hi"),)),)
 
@@ -21,6 +21,17 @@ def test_asks_are_compared_by_what_they_ask() -> None:
 
 def test_answer_of_no_schema_has_a_name_all_the_same() -> None:
     assert OutputSchema() == OutputSchema("response", "", None)
+
+
+def test_answer_that_can_be_continued() -> None:
+    said = AgentSaid("Once upon")
+    assert can_go_on([*HI, said])
+    assert Ask(model="friend", transcript=(*HI, said, GO_ON)).goes_on
+    in_the_users_own_words = UserSaid(GO_ON.content)
+    assert not Ask(model="friend", transcript=(*HI, said, in_the_users_own_words)).goes_on
+    calls = AgentSaid("x", (Call("1", "f", "{}"),))
+    others: list[tuple[Said, ...]] = [(), (said,), (said, *HI), (*HI, AgentSaid("")), (*HI, calls)]
+    assert not any(can_go_on(transcript) for transcript in others)
 
 
 @pytest.mark.parametrize("said", [Ask(model="friend", transcript=HI), Named("f"), OutputSchema()])

@@ -21,7 +21,7 @@ from gateway.translation.agent_turn import (
     ToolResult,
     UserSaid,
 )
-from gateway.translation.ask import Ask, Named, OutputSchema
+from gateway.translation.ask import GO_ON, Ask, Named, OutputSchema
 from gateway.translation.content import LEFT_OUT
 from gateway.translation.openai_types import ChatCompletionRequest
 from gateway.translation.request import MAX_MODEL_LENGTH, MOST_MESSAGES, ask_of, decode
@@ -693,7 +693,8 @@ BE_KIND = {"role": "system", "content": "Be kind"}
     "messages",
     [
         [ANSWER],
-        [USER, ANSWER],
+        [BE_KIND, ANSWER],
+        [USER, {"role": "assistant", "content": " "}],
         [USER, {"role": "assistant", "tool_calls": [{"id": "call_1", "function": {"name": "f"}}]}],
         [BE_KIND],
         [NOTHING],
@@ -707,7 +708,18 @@ BE_KIND = {"role": "system", "content": "Be kind"}
 def test_nothing_is_said_since_the_assistant_spoke(messages: list[Any]) -> None:
     error = refusal(messages=messages)
     assert outcome(error) == (400, "invalid_value", f"messages[{len(messages) - 1}].role")
-    assert error.message == "The last message must be of role 'user' or 'tool': it is what the agent answers."
+    assert error.message == (
+        "The last message must be of role 'user' or 'tool', which the agent answers, or an answer's text with which it "
+        "goes on."
+    )
+
+
+@pytest.mark.parametrize("messages", [[USER, ANSWER], [BE_KIND, USER, ANSWER], [USER, ANSWER, USER, ANSWER]])
+def test_answer_that_is_to_be_continued(messages: list[Any]) -> None:
+    said = asked(messages=messages)
+    assert said.goes_on
+    assert said.transcript[-2:] == (AgentSaid("Hello"), GO_ON)
+    assert not asked(messages=[*messages, USER]).goes_on
 
 
 def test_as_many_messages_as_there_may_be() -> None:

@@ -15,6 +15,7 @@ from gateway.translation.agent_turn import (
     ToolResult,
     UserSaid,
 )
+from gateway.translation.ask import GO_ON
 from gateway.translation.content import LEFT_OUT
 from gateway.translation.responses_items import items_by_id, merged, read_items, transcript
 
@@ -185,6 +186,12 @@ def test_reference_is_never_followed_twice() -> None:
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
+def test_answer_that_is_to_be_continued() -> None:
+    _, answer, more = said(HI, message("assistant", part("output_text", "Hi.")))
+    assert (answer, more) == (AgentSaid("Hi."), GO_ON)
+    assert more is GO_ON
+
+
 @pytest.mark.parametrize(
     ("items", "param"),
     [
@@ -207,7 +214,8 @@ def test_reference_is_never_followed_twice() -> None:
         ([message("user", {"type": "input_image", "file_id": "file_1"})], "input[0].content[0]"),
         ([message("user", {"type": "input_file", "file_id": "file_1"})], "input[0].content[0]"),
         ([message("system", {"type": "input_image", "image_url": PIXEL}), HI], "input[0].content[0]"),
-        ([HI, message("assistant", part("output_text", "Hi."))], "input[1]"),
+        ([message("assistant", part("output_text", "Hi."))], "input[0]"),
+        ([HI, message("assistant", part("output_text", "Hi.")), call("a")], "input[2]"),
         ([HI, call("a")], "input[1]"),
         ([message("developer", part("input_text", "Be kind."))], "input[0]"),
         ([call(""), output("a")], "input[0].call_id"),
