@@ -202,6 +202,13 @@ class Asked(NamedTuple):
     chat_id: str
     task: str
 
+    def instructions(self) -> str:
+        """Return what Open WebUI instructs a model: a prompt of its admin's or its user's, and what it remembers."""
+        said = [message for message in self.messages if isinstance(message, dict)]
+        instructed = (message.get("content") for message in said if message.get("role") in {"system", "developer"})
+        texts = (_first_text(content) for content in instructed if isinstance(content, str | list))
+        return "\n\n".join(text for text in texts if text.strip())
+
     def newest(self) -> str | list[Any]:
         """Return the content of the user's newest message; where the agent spoke after it, what has it go on."""
         said = [message for message in self.messages if isinstance(message, dict)]
@@ -742,6 +749,10 @@ class _Health(BaseModel):
     status: str
 
 
+class _Prompt(BaseModel):
+    text: str
+
+
 class _ServerInfo(BaseModel):
     letta_code_version: str
 
@@ -759,6 +770,17 @@ class _AgentRows(BaseModel):
     rows: list[_Row]
 
 
+INSTRUCTED: Final = """{prompt}
+
+<client_instructions>
+Instructions of the client through which you are spoken to. They hold for this turn.
+
+{text}
+</client_instructions>
+"""
+FIRST_WITH_PROMPTS: Final = (0, 16, 7)
+"""The version of Letta that first takes a prompt for one turn; older ones let it fall without a word."""
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _AGENT_ID: Final = re.compile(r"agent-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -800,6 +822,7 @@ class LettaClient:
         self._asides: WeakKeyDictionary[asyncio.AbstractEventLoop, _Aside] = WeakKeyDictionary()
         self._guard = threading.Lock()
         self._kinds: dict[str, Literal["gateway", "letta"]] = {}
+        self._without_prompts: set[str] = set()
 
     def get_client(self) -> httpx.AsyncClient:
         """Return the running event loop's HTTP client."""
@@ -891,6 +914,9 @@ class LettaClient:
         status, body = await self._get("/v1/health/")
         if status == httpx.codes.OK and _is(_Health, body):
             self._kinds[root] = "letta"
+            version = _VERSION.match(_read(_Health, body).version)
+            if version and tuple(map(int, version.groups())) < FIRST_WITH_PROMPTS:
+                self._without_prompts.add(root)
             return "letta"
         if status >= _MANY:
             raise of_status(status)
@@ -931,12 +957,23 @@ class LettaClient:
         """Say the newest message alone: the agent remembers the others."""
         agent_id = await self._agent_id(asked.model)
         message = {"role": "user", "content": letta_content(asked.newest())}
-        turn = self._aside(agent_id, message) if asked.task else self._own_turn(agent_id, message)
+        beside: Body = {}
+        if text := asked.instructions():
+            if self.connection.root() in self._without_prompts:
+                yield _status("Left out the system prompt, which this Letta server takes since 0.16.7", done=True)
+            else:
+                beside["override_system"] = await self._prompt(agent_id, _storable(text))
+        turn = self._aside(agent_id, message, beside) if asked.task else self._own_turn(agent_id, message, beside)
         async with contextlib.aclosing(turn):
             async for event in turn:
                 yield event
 
-    async def _own_turn(self, agent_id: str, message: Body) -> AsyncGenerator[StreamEvent, None]:
+    async def _prompt(self, agent_id: str, text: str) -> str:
+        """Return the agent's own prompt with instructions behind it: Letta writes them down nowhere."""
+        body = await self._ask("POST", f"/v1/agents/{quote(agent_id)}/recompile?dry_run=true", None)
+        return INSTRUCTED.format(prompt=_read(_Prompt, b'{"text":' + body + b"}").text, text=text)
+
+    async def _own_turn(self, agent_id: str, message: Body, beside: Body) -> AsyncGenerator[StreamEvent, None]:
         """Say something in the agent's own thread, where Letta V1 would let two turns mix."""
         lock = self._line().turns.setdefault(agent_id, asyncio.Lock())
         waited = lock.locked()
@@ -952,18 +989,18 @@ class LettaClient:
                 yield _status(_WAITING, done=True)
             if ending := self.aside().of(agent_id):
                 await asyncio.wait(ending)
-            async with contextlib.aclosing(self._rounds(agent_id, None, message)) as events:
+            async with contextlib.aclosing(self._rounds(agent_id, None, message, beside)) as events:
                 async for event in events:
                     yield event
         finally:
             lock.release()
 
-    async def _aside(self, agent_id: str, message: Body) -> AsyncGenerator[StreamEvent, None]:
+    async def _aside(self, agent_id: str, message: Body, beside: Body) -> AsyncGenerator[StreamEvent, None]:
         """Ask for a title and the like in a conversation that is deleted: the agent's thread hears nothing of it."""
         made = self.aside().start(self._new_conversation(agent_id), "")
         try:
             conversation_id = await asyncio.shield(made)
-            async with contextlib.aclosing(self._rounds(agent_id, conversation_id, message)) as events:
+            async with contextlib.aclosing(self._rounds(agent_id, conversation_id, message, beside)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -977,14 +1014,15 @@ class LettaClient:
             await self._afterwards("DELETE", f"/v1/conversations/{quote(await made)}", None)
 
     async def _rounds(
-        self, agent_id: str, conversation_id: str | None, message: Body
+        self, agent_id: str, conversation_id: str | None, message: Body, beside: Body
     ) -> AsyncGenerator[StreamEvent, None]:
         """Run a turn: where the agent asks for approvals, tell it that there are none, so that it goes on."""
         messages = [message]
         prompt_tokens = completion_tokens = 0
         for _ in range(MAX_REFUSALS):
             decoder = LettaDecoder()
-            async with contextlib.aclosing(self._round(agent_id, conversation_id, messages, decoder)) as events:
+            said = {"messages": messages, **beside}
+            async with contextlib.aclosing(self._round(agent_id, conversation_id, said, decoder)) as events:
                 async for event in events:
                     yield event
             prompt_tokens += decoder.prompt_tokens
@@ -1000,9 +1038,9 @@ class LettaClient:
         yield StreamEvent(type="usage", data={**counts, "total_tokens": prompt_tokens + completion_tokens})
 
     async def _round(
-        self, agent_id: str, conversation_id: str | None, messages: list[Body], decoder: LettaDecoder
+        self, agent_id: str, conversation_id: str | None, said: Body, decoder: LettaDecoder
     ) -> AsyncGenerator[StreamEvent, None]:
-        body: Body = {"messages": messages, "stream_tokens": True, "include_pings": True}
+        body: Body = {**said, "stream_tokens": True, "include_pings": True}
         path = f"/v1/agents/{quote(agent_id)}/messages/stream"
         if conversation_id is not None:
             path = f"/v1/conversations/{quote(conversation_id)}/messages"

@@ -30,6 +30,7 @@ class PlayedLetta:
         self.agents: list[dict[str, Any]] = [AGENT]
         self.refuses: tuple[int, str] | None = None
         self.password = ""
+        self.version = "0.16.8"
         self.is_hidden = False
         self.asked: list[tuple[str, str, Any]] = []
         self.cancelled: list[str] = []
@@ -54,7 +55,7 @@ class PlayedLetta:
         if self.is_hidden:
             return web.Response(status=404, text="There is nothing here (yet).")
         if request.path == "/v1/health/":
-            return web.json_response({"version": "0.16.8", "status": "ok"})
+            return web.json_response({"version": self.version, "status": "ok"})
         if self.password and request.headers.get("Authorization") != f"Bearer {self.password}":
             return web.json_response({"detail": f"{request.headers.get('Authorization')} is wrong"}, status=401)
         if request.path.endswith("/cancel"):
@@ -62,6 +63,8 @@ class PlayedLetta:
             return web.json_response({})
         if request.path == "/v1/agents/":
             return web.json_response(self._page(request))
+        if request.path.endswith("/recompile"):
+            return web.json_response("You are Milo.")
         if request.path == "/v1/conversations/":
             return web.json_response({"id": "conv-1"})
         if request.method == "DELETE":

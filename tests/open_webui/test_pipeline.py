@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import TurnFailed
 from gateway.letta.backend import Agent
+from gateway.letta.rest_prompts import OVERLAID
 from gateway.letta.scripted import Hang, Script, says
 from gateway.open_webui import pipeline as pipeline_file
 from gateway.open_webui.pipeline import (
@@ -572,6 +573,31 @@ async def test_answer_that_is_to_be_continued_says_no_earlier_message_again() ->
         ((_, sent),) = letta.turns
     assert UserSaid((Text(pipeline_file.GO_ON),)) == GO_ON, "as the gateway says it"
     assert sent["messages"] == [{"role": "user", "content": [{"type": "text", "text": pipeline_file.GO_ON}]}]
+
+
+INSTRUCTED: Messages = [{"role": "system", "content": "Speak German."}, *HI]
+
+
+@pytest.mark.parametrize("body", [{}, {"task": "title_generation"}], ids=["own thread", "aside"])
+async def test_system_prompt_goes_beside_the_agents_own(body: dict[str, str]) -> None:
+    asks = recorded.stream("stream-client-tool-1-call")
+    async with playing(asks, HELLO, HELLO) as letta, pipeline_at(letta.url) as pipeline:
+        await heard(pipeline, INSTRUCTED, body=body)
+        await heard(pipeline, HI, body=body)
+        first, refusal, without = (sent for _, sent in letta.turns)
+    assert first["override_system"] == OVERLAID.format(prompt="You are Milo.", text="Speak German.")
+    assert refusal["override_system"] == first["override_system"]
+    assert first["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    assert "override_system" not in without
+
+
+async def test_system_prompt_that_an_older_letta_would_drop_is_not_dropped_silently() -> None:
+    async with playing(HELLO) as letta, pipeline_at(letta.url) as pipeline:
+        letta.version = "0.16.6"
+        events = await heard(pipeline, INSTRUCTED)
+        ((_, sent),) = letta.turns
+    assert "override_system" not in sent
+    assert statuses(events) == [("Left out the system prompt, which this Letta server takes since 0.16.7", True)]
 
 
 async def test_turns_of_one_agent_run_one_at_a_time() -> None:
