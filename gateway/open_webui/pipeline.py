@@ -1302,7 +1302,7 @@ def no_models(error: LettaError) -> list[dict[str, str]]:
 
 HEARTBEAT: Final = 5.0
 """Seconds of silence after which a stream shows a sign of life: who stopped reading is only noticed by writing."""
-ABANDONED: Final = 10.0
+ABANDONED: Final = 3.0
 """Seconds after which a turn is ended whose next event nobody asks for: the Pipelines server drops a stream that was
 left without closing it, until Python happens to collect it."""
 FIRST_LISTING: Final = 6.0
