@@ -16,6 +16,7 @@
     │   ├── RouteNotFound          404
     │   ├── MethodNotAllowed       405
     │   ├── ConversationBusy       409
+    │   ├── SettingChanged         409
     │   ├── PendingApproval        409
     │   ├── OutcomeUnknown         409
     │   ├── IdempotencyConflict    422
@@ -322,6 +323,15 @@ class ConversationBusy(ClientError):
 
     def __init__(self, message: str | None = None, *, retry_after: float = 2.0) -> None:
         super().__init__(message, retry_after=retry_after, should_retry=True)
+
+
+class SettingChanged(ClientError):
+    """Somebody else changed the setting since the operator's page showed it."""
+
+    status = 409
+    type = "conflict_error"
+    default_code = "setting_changed"
+    default_message = "This setting was changed meanwhile: look at what it is now. Send yours again if it is to hold."
 
 
 class PendingApproval(ClientError):

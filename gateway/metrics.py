@@ -138,6 +138,7 @@ class Metrics:
         self.build = Info("letta_gateway_build", "Which gateway this is.", registry=registry)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
+        self._errors_of_clients = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -152,11 +153,12 @@ class Metrics:
             for value in values:
                 counter.labels(value)
 
-    def count_error(self, error: GatewayError) -> str:
-        """Count an error that a client was told, as a status or in-band; return its code."""
+    def count_error(self, error: GatewayError, route: str | None = None) -> str:
+        """Count an error that was told, as a status of a route or in-band, which clients alone are; return its code."""
         code = error.code or error.type
         is_backend = isinstance(error, BackendError)
         self.errors.labels(code).inc()
+        self._errors_of_clients += route is None or _is_for_a_client(route)
         if is_backend:
             self.upstream_errors.labels(code).inc()
         if error.status >= _SERVER_FAULT and not isinstance(error, ResponseCancelled):
@@ -166,8 +168,8 @@ class Metrics:
     def totals(self) -> Totals:
         """Return what was counted, summed up."""
         return Totals(
-            requests=_sum(self.requests, _is_for_a_client),
-            errors=_sum(self.errors),
+            requests=_sum(self.requests, lambda labels: _is_for_a_client(labels["route"])),
+            errors=self._errors_of_clients,
             chunks=_sum(self.chunks),
             prompt_tokens=_sum(self.tokens, lambda labels: labels["kind"] == "prompt"),
             completion_tokens=_sum(self.tokens, lambda labels: labels["kind"] == "completion"),
@@ -188,8 +190,8 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-def _is_for_a_client(labels: dict[str, str]) -> bool:
-    return labels["route"] == "/ui/api/chat" or not labels["route"].startswith(_NOT_CLIENTS)
+def _is_for_a_client(route: str) -> bool:
+    return route == "/ui/api/chat" or not route.startswith(_NOT_CLIENTS)
 
 
 def _sum(instrument: Counter | Gauge, counts: Callable[[dict[str, str]], bool] = lambda _: True) -> float:

@@ -17,6 +17,7 @@ from gateway.errors import (
 )
 from gateway.settings import Settings
 from middleware.contract import AiohttpMiddleware, Handler, Middleware, NoConfig
+from middleware.routes import route_of
 
 _log: Final = structlog.get_logger("gateway.errors")
 
@@ -54,7 +55,7 @@ def _from_router(error: web.HTTPException) -> GatewayError:
 
 
 def _answer(request: web.Request, error: GatewayError) -> web.Response:
-    code = request.app[keys.METRICS].count_error(error)
+    code = request.app[keys.METRICS].count_error(error, route_of(request))
     request[keys.NOTES].error_code = code
     if isinstance(error, BackendError):
         _log.warning("upstream failed", code=code, cause=type(error.__cause__).__name__ if error.__cause__ else None)

@@ -93,7 +93,7 @@ def test_methods_are_a_closed_set() -> None:
 )
 def test_failures_are_told_from_refusals_and_by_fault(error: GatewayError, fault: str | None) -> None:
     metrics = Metrics()
-    metrics.count_error(error)
+    metrics.count_error(error, "/v1/models")
     counted = {name: 1.0 if name == fault else 0.0 for name in ("gateway", "letta")}
     assert {
         name: metrics._registry.get_sample_value("letta_gateway_failures_total", {"fault": name}) for name in counted
@@ -138,12 +138,13 @@ def test_totals_are_of_clients_and_levels_of_now() -> None:
     ):
         metrics.requests.labels(route, "GET", "200").inc()
         metrics.requests.labels(route, "GET", "404").inc()
-    metrics.count_error(ConversationBusy())
+        metrics.count_error(ConversationBusy(), route)
+    metrics.count_error(ConversationBusy(), "/ui/api/chat")
     metrics.tokens.labels("prompt").inc(5)
     metrics.tokens.labels("completion").inc(7)
     metrics.chunks.inc(3)
     totals = metrics.totals()
-    assert (totals.requests, totals.errors, totals.chunks) == (14, 1, 3)
+    assert (totals.requests, totals.errors, totals.chunks) == (14, 3, 3)
     assert (totals.prompt_tokens, totals.completion_tokens) == (5, 7)
     metrics.open_streams.inc(2)
     metrics.held_turns.set_function(lambda: 9)

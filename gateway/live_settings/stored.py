@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from msgspec import UNSET, UnsetType
 from sqlalchemy import bindparam, delete, select
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, SettingChanged
 from gateway.live_settings.current import EDITABLE, Change, LiveSettings
 from gateway.settings import Setting, SettingError, show_value, with_change
 from gateway.storage.engine import Database
@@ -17,6 +18,9 @@ from gateway.storage.upsert import upsert
 LONGEST: Final = 10_000
 """Characters of a value."""
 
+_CHANGED_AT: Final = (
+    select(changed_settings.c.changed_at).where(changed_settings.c.field == bindparam("of")).with_for_update()
+)
 _DELETE: Final = delete(changed_settings).where(changed_settings.c.field == bindparam("gone"))
 
 
@@ -34,12 +38,17 @@ class StoredSettings:
         async with self._one_at_a_time:
             self._live.take(await self._read())
 
-    async def change(self, name: str, text: str, client: str | None = None) -> Setting:
+    async def change(
+        self, name: str, text: str, client: str | None = None, *, seen: float | UnsetType | None = UNSET
+    ) -> Setting:
         """Give a setting another value, and tell the log who did.
 
-        Raises ``InvalidRequest`` and ``StorageUnavailable``.
+        ``seen`` is when it was last changed for all that the operator knows, None where it was not; unset: whenever.
+        Raises ``InvalidRequest``, ``SettingChanged`` and ``StorageUnavailable``.
         """
         setting = editable(name)
+        if not text.strip() and show_value(setting.default):
+            raise InvalidRequest(f"{name} is empty: write its value, or reset it to what is configured.", param="value")
         if len(text) > LONGEST:
             raise InvalidRequest(f"A value has {LONGEST} characters at most: shorten it.", param="value")
         async with self._one_at_a_time:
@@ -50,6 +59,9 @@ class StoredSettings:
             change = Change(show_value(getattr(changed, setting.field)), self._now())
             row = {"field": setting.field, "value": change.value, "changed_at": change.changed_at}
             async with self._database.write() as connection:
+                changed_at = (await connection.execute(_CHANGED_AT, {"of": setting.field})).scalar_one_or_none()
+                if seen is not UNSET and changed_at != seen:
+                    raise SettingChanged
                 await connection.execute(upsert(connection.dialect, changed_settings), [row])
             self._live.take(await self._read(), client)
         return setting

@@ -12,9 +12,10 @@ from gateway.translation.field_errors import decoded
 
 
 class SettingChange(msgspec.Struct, frozen=True):
-    """Another value, written as the environment would hold it."""
+    """Another value, written as the environment would hold it; ``changed_at`` is that of the setting as it was seen."""
 
     value: str
+    changed_at: float | None
 
 
 _CHANGES: Final = msgspec.json.Decoder(SettingChange)
@@ -29,7 +30,7 @@ async def change(request: web.Request) -> web.Response:
     """Give a setting another value, here at once and in the other gateways within seconds."""
     asked = decoded(_CHANGES, await request[keys.BODY].read())
     setting = await request.app[keys.STORED_SETTINGS].change(
-        request.match_info["name"], asked.value, request[keys.NOTES].client
+        request.match_info["name"], asked.value, request[keys.NOTES].client, seen=asked.changed_at
     )
     return json_answer(setting_answer(request.app[keys.LIVE], setting))
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from gateway.errors import InvalidRequest, StorageUnavailable
+from gateway.errors import InvalidRequest, SettingChanged, StorageUnavailable
 from gateway.live_settings.current import Change, LiveSettings
 from gateway.live_settings.stored import LONGEST, StoredSettings, editable
 from gateway.settings import show_value
@@ -39,10 +39,25 @@ async def test_later_change_takes_the_place_of_the_one_before(address: Address) 
         assert len(live.changes) == 1
 
 
+async def test_change_by_who_saw_an_older_value_is_refused(address: Address) -> None:
+    async with opened(address) as database:
+        one = StoredSettings(LiveSettings(settings()), database, now=lambda: 5.0)
+        other = StoredSettings(LiveSettings(settings()), database, now=lambda: 6.0)
+        await one.change("LETTA_GATEWAY_QUEUE_DEPTH", "3", seen=None)
+        with pytest.raises(SettingChanged):
+            await other.change("LETTA_GATEWAY_QUEUE_DEPTH", "4", seen=None)
+        await other.change("LETTA_GATEWAY_QUEUE_DEPTH", "4", seen=5.0)
+        with pytest.raises(SettingChanged):
+            await one.change("LETTA_GATEWAY_QUEUE_DEPTH", "3", seen=5.0)
+        await one.load()
+        assert one._live.current.queue_depth == 4
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("LETTA_GATEWAY_RATE_LIMIT", "often"),
+        ("LETTA_GATEWAY_RATE_LIMIT", " "),
         ("LETTA_GATEWAY_RATE_LIMIT", "0/minute"),
         ("LETTA_GATEWAY_QUEUE_DEPTH", "1001"),
         ("LETTA_GATEWAY_SERVER_TOOLS", '{"Milo": "Read"}'),
@@ -61,7 +76,7 @@ async def test_value_that_is_none_changes_nothing(address: Address, name: str, t
         assert live.changes == {}
 
 
-async def test_empty_text_is_the_default(address: Address) -> None:
+async def test_empty_text_is_no_tools(address: Address) -> None:
     async with opened(address) as database:
         live = LiveSettings(settings(server_tools={"Milo": ("Bash",)}))
         stored = StoredSettings(live, database)

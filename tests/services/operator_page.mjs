@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
-const { AGENT, API_KEY, AXE, CHROMIUM, GATEWAY, KEY, SCHEME, SHOTS, WIDTH } = process.env;
+const { AGENT, API_KEY, AXE, CHROMIUM, GATEWAY, KEY, NO_KEY, SCHEME, SHOTS, WIDTH } = process.env;
 const PATIENCE = 60_000;
 const axe = readFileSync(AXE, "utf-8");
 const problems = [];
@@ -63,7 +63,12 @@ async function look(step, see = async () => ({})) {
   await page.screenshot({ path: `${SHOTS}/page-${step}-${WIDTH}.png`, fullPage: true, clip });
   const seen = await see();
   await page.evaluate(axe);
-  const { violations } = await page.evaluate(() => window.axe.run());
+  const violations = [];
+  for (const colorScheme of ["light", "dark"]) {
+    await page.emulateMedia({ colorScheme });
+    violations.push(...(await page.evaluate(() => window.axe.run())).violations);
+  }
+  await page.emulateMedia({ colorScheme: SCHEME });
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
   const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(" ")}`);
   tell(step, { violations: found, width, ...seen });
@@ -221,11 +226,40 @@ await page.locator("#overview-title").focus();
 const [errors, agents] = [await text("#errors"), await text("#agents")];
 await look("overview", async () => ({ kept, errors, agents, walk: await walk() }));
 
+// A gateway that is away for a while.
+const overview = "**/ui/api/overview";
+await page.route(overview, (route) => route.abort());
+await page.waitForSelector("#overview-problem:not(:empty)");
+await look("unreachable", async () => ({ problem: await text("#overview-problem"), role: await page.getAttribute("#overview-problem", "role") }));
+await page.unroute(overview);
+await page.waitForSelector("#overview-problem:empty", { state: "attached" });
+tell("reachable", { stale: await page.locator("#overview.stale").count() });
+
+// A session that is over leaves nothing of what was shown.
+await press("a[href='#users']");
+await page.waitForSelector("#users-list article");
+const kept_cookies = await context.cookies();
+await context.clearCookies();
+await press("a[href='#overview']");
+await page.waitForSelector("#sign-in:not([hidden])");
+await page.waitForSelector("#sign-in-error:not(:empty)");
+tell("expired", { words: await text("#sign-in-error"), left: await page.locator("#users-list article, #chat-log article").count() });
+await context.addCookies(kept_cookies);
+await page.evaluate(() => localStorage.setItem("letta-gateway-operator", "yes"));
+await page.reload();
+await page.waitForSelector("#overview:not([hidden])");
+
 // And out --------------------------------------------------------------------------------------------------------
 
 const [{ value }] = await context.cookies();
 await press("#sign-out");
 await page.waitForSelector("#sign-in:not([hidden])");
 const again = await fetch(`${GATEWAY}/ui/api/overview`, { headers: { Cookie: `letta_gateway_operator=${value}` } });
+
+// Where there is no key at all.
+const closed = readFileSync(NO_KEY, "utf-8");
+await page.route("**/ui", (route) => route.fulfill({ status: 404, contentType: "text/html", body: closed }));
+await page.goto(`${GATEWAY}/ui`);
+await look("no-key", async () => ({ words: await text("main") }));
 tell("signed-out", { cookies: await context.cookies(), status: again.status, problems, hosts: [...hosts] });
 await browser.close();

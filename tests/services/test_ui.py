@@ -69,6 +69,7 @@ async def seen(
             "CHROMIUM": chromium,
             "GATEWAY": f"http://127.0.0.1:{served.port}",
             "KEY": OPERATOR_KEY,
+            "NO_KEY": str(_ROOT / "gateway" / "ui" / "static" / "no_key.html"),
             "SCHEME": WIDTHS[width],
             "SHOTS": str(SHOTS),
             "WIDTH": str(width),
@@ -147,6 +148,22 @@ def test_overview_goes_on_and_leaves_the_focus_where_it_is(seen: Seen) -> None:
     assert overview["agents"]
 
 
+def test_gateway_that_is_away_is_told_of_and_its_figures_are_old(seen: Seen) -> None:
+    away = seen.steps["unreachable"]
+    assert away["role"] == "alert"
+    assert "cannot be reached" in away["problem"]
+    assert "What is shown is of" in away["problem"]
+    assert seen.steps["reachable"] == {"stale": 0}
+
+
+def test_session_that_ends_leaves_nothing_on_the_page(seen: Seen) -> None:
+    assert seen.steps["expired"] == {"words": "Your session is over. Sign in again.", "left": 0}
+
+
+def test_page_without_a_key_says_how_to_set_one(seen: Seen) -> None:
+    assert "LETTA_GATEWAY_OPERATOR_KEY" in seen.steps["no-key"]["words"]
+
+
 def test_session_is_over_after_the_sign_out(seen: Seen) -> None:
     assert (seen.steps["signed-out"]["cookies"], seen.steps["signed-out"]["status"]) == ([], 401)
 
@@ -159,9 +176,9 @@ def test_nothing_foreign_is_asked_for_and_the_policy_stops_nothing(seen: Seen, s
 SECTIONS: Final = ("chat", "settings", "users", "overview")
 
 
-@pytest.mark.parametrize("step", ["sign-in", *SECTIONS])
+@pytest.mark.parametrize("step", ["sign-in", *SECTIONS, "unreachable", "no-key"])
 def test_everybody_can_use_it(seen: Seen, step: str) -> None:
-    """No violation that axe finds, and nothing that stands beyond the edge of the screen."""
+    """No violation that axe finds, light or dark, and nothing that stands beyond the edge of the screen."""
     assert seen.steps[step]["violations"] == []
     assert seen.steps[step]["width"] <= seen.width
 

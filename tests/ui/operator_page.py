@@ -31,13 +31,14 @@ class Page:
         )
 
     async def change(self, name: str, value: str) -> Answer:
-        """Give a setting another value."""
-        return await self.ask("PATCH", f"settings/{name}", {"value": value})
+        """Look at a setting, and give it another value."""
+        body = {"value": value, "changed_at": (await self.setting(name))["changed_at"]}
+        return await self.ask("PATCH", f"settings/{name}", body)
 
     async def setting(self, name: str) -> dict[str, Any]:
         """Return how a setting is shown."""
         listed = (await self.ask("GET", "settings")).json()["data"]
-        return next(one for one in listed if one["name"] == name)
+        return next((one for one in listed if one["name"] == name), {"changed_at": None})
 
 
 async def signed_in(gateway: Running, key: str = OPERATOR_KEY) -> Page:

@@ -142,6 +142,26 @@ async def test_log_level_hides_no_change_and_nobody_who_comes_in() -> None:
         assert {line["client"] for line in told} == {"127.0.0.1"}
 
 
+async def test_page_that_was_opened_earlier_takes_back_nobody_elses_change() -> None:
+    async with page() as operator:
+        other = await signed_in(operator.gateway)
+        seen = await operator.setting("LETTA_GATEWAY_SERVER_TOOLS")
+        await other.change("LETTA_GATEWAY_SERVER_TOOLS", '{"Milo": ["Read"]}')
+        body = {"value": '{"Ann": ["Glob"]}', "changed_at": seen["changed_at"]}
+        answer = await operator.ask("PATCH", "settings/LETTA_GATEWAY_SERVER_TOOLS", body)
+        assert (answer.status, answer.code) == (409, "setting_changed")
+        assert (await operator.setting("LETTA_GATEWAY_SERVER_TOOLS"))["value"] == '{"Milo":["Read"]}'
+        assert (await operator.ask("PATCH", "settings/LOG_LEVEL", {"value": "DEBUG"})).status == 400
+
+
+async def test_empty_value_takes_the_place_of_none() -> None:
+    async with page(rate_limit="60/minute") as operator:
+        answer = await operator.change("LETTA_GATEWAY_RATE_LIMIT", "")
+        assert (answer.status, answer.error["param"]) == (400, "value")
+        assert "reset it" in answer.error["message"]
+        assert (await operator.setting("LETTA_GATEWAY_RATE_LIMIT"))["value"] == "60/minute"
+
+
 # Others, and later ---------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,16 @@ async def test_what_is_under_way() -> None:
         assert (await operator.ask("GET", "overview")).json()["turns"] == []
 
 
+async def test_errors_are_those_of_the_requests_that_are_counted() -> None:
+    async with page() as operator:
+        await operator.ask("PATCH", "settings/LOG_LEVEL", {})
+        await operator.gateway.ask("GET", "/ui/api/overview")
+        await operator.gateway.ask("GET", "/api/v1/admin/users")
+        await operator.gateway.ask("GET", "/v1/models")
+        totals = (await operator.ask("GET", "overview")).json()["totals"]
+        assert (totals["requests"], totals["errors"]) == (1, 1)
+
+
 async def test_what_it_depends_on() -> None:
     async with page() as operator:
         parts = {part["name"]: part for part in (await operator.ask("GET", "overview")).json()["dependencies"]}

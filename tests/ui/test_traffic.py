@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from gateway.errors import ModelNotFound
 from gateway.metrics import Metrics
 from gateway.ui.traffic import KEPT, Traffic
 
@@ -12,7 +13,8 @@ def test_intervals_are_what_was_counted_by_the_second() -> None:
     assert traffic.intervals() == ()
     metrics.requests.labels("/v1/models", "GET", "200").inc(20)
     metrics.requests.labels("/ui/api/overview", "GET", "200").inc(1_000)
-    metrics.errors.labels("model_not_found").inc(5)
+    for route in ("/v1/models/{model}",) * 5 + ("/ui/api/overview",) * 9:
+        metrics.count_error(ModelNotFound("x"), route)
     metrics.chunks.inc(100)
     clock[0] += 10
     traffic.note()

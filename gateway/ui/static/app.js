@@ -31,9 +31,17 @@ function showNamed(options) {
   show(named in SECTIONS ? named : "overview", options);
 }
 
+const ENDED = "letta-gateway-session-ended";
+
 function signedOut() {
-  isSignedIn = false;
+  if (isSignedIn) {
+    sessionStorage.setItem(ENDED, "yes");
+    location.reload(); // and nothing of what was shown is left
+    return;
+  }
   show("sign-in");
+  if (sessionStorage.getItem(ENDED)) byId("sign-in-error").textContent = "Your session is over. Sign in again.";
+  sessionStorage.removeItem(ENDED);
 }
 
 byId("skip").addEventListener("click", (event) => {

@@ -8,6 +8,7 @@ const AGENTS_PERIOD = 15000;
 const SVG = "http://www.w3.org/2000/svg";
 let timer = 0;
 let agentsAt = 0;
+let toldAt = "";
 
 export function enter() {
   agentsAt = 0;
@@ -25,11 +26,19 @@ async function look() {
       tell(await ask("GET", "overview"));
       await lookAtAgents();
     }
+    fresh("");
   } catch (error) {
-    byId("overview-note").textContent = wordsOf(error);
     if (error.status === 401) return;
+    fresh(`${wordsOf(error)}${toldAt ? ` What is shown is of ${toldAt}.` : ""}`);
   }
   if (!byId("overview").hidden) timer = setTimeout(look, PERIOD);
+}
+
+// An alert is read out when it changes: the same one again is not set again.
+function fresh(problem) {
+  const shown = byId("overview-problem");
+  if (shown.textContent !== problem) shown.textContent = problem;
+  byId("overview").classList.toggle("stale", problem !== "");
 }
 
 async function lookAtAgents() {
@@ -45,6 +54,7 @@ async function lookAtAgents() {
 }
 
 function tell(now) {
+  toldAt = time(now.now);
   const draining = now.draining ? " It is being stopped: open turns come to their end." : "";
   const note = now.note ? ` Letta runs on this machine: ${now.note}.` : "";
   byId("overview-note").textContent = `Version ${now.version}, at ${time(now.now)}.${note}${draining}`;

@@ -62,13 +62,22 @@ function card(setting) {
       byId(id).focus();
       say(`${setting.name} ${done}`);
     } catch (error) {
+      if (error.code === "setting_changed") await renew(field.value).catch(() => {}); // the words are shown all the same
       byId(`${id}-error`).textContent = wordsOf(error);
       byId(id).focus();
     }
   };
+  // What somebody else made of it is told; what was written here stays, to be saved over it or not.
+  const renew = async (written) => {
+    const now = (await ask("GET", "settings")).data.find((one) => one.name === setting.name);
+    const told = card(now);
+    told.querySelector(".help").append(` It is now: ${now.value || "nothing"}`);
+    form.replaceWith(told);
+    byId(id).value = written;
+  };
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    put("PATCH", { value: field.value }, "holds from now on.");
+    put("PATCH", { value: field.value, changed_at: setting.changed_at }, "holds from now on.");
   });
   reset.addEventListener("click", () => put("DELETE", undefined, "is as it is configured."));
   return form;

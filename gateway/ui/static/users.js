@@ -5,6 +5,9 @@ import { byId, date, element, fillTable, number } from "./dom.js";
 
 const PERIODS = { day: "a day", month: "a month", total: "in all" };
 
+// Supabase knows users by a telephone alone: they have no e-mail.
+const nameOf = (user) => user.email || user.name || user.id;
+
 let cursor = null;
 
 export async function enter() {
@@ -68,22 +71,22 @@ function card(user) {
     type: "button",
     class: "quiet",
     text: user.is_blocked ? "Unblock" : "Block",
-    "aria-label": `${user.is_blocked ? "Unblock" : "Block"} ${user.email}`,
+    "aria-label": `${user.is_blocked ? "Unblock" : "Block"} ${nameOf(user)}`,
   });
   const made = element(
     "article",
     { class: "card" },
-    element("h4", { text: user.email }),
+    element("h4", { text: nameOf(user) }),
     element("p", { class: "help", text: describe(user) }),
     element("div", { class: "bar" }, toggle),
     budgetForm(user, (changed) => replace(made, changed, "budget")),
     keysOf(user),
   );
   toggle.addEventListener("click", async () => {
-    if (!user.is_blocked && !window.confirm(`Block ${user.email}? Their sessions end, and no key of theirs lets them in.`)) return;
+    if (!user.is_blocked && !window.confirm(`Block ${nameOf(user)}? Their sessions end, and no key of theirs lets them in.`)) return;
     try {
       const changed = await ask("POST", `users/${user.id}/${user.is_blocked ? "unblock" : "block"}`);
-      say(`${user.email} is ${changed.is_blocked ? "blocked" : "let in again"}.`);
+      say(`${nameOf(user)} is ${changed.is_blocked ? "blocked" : "let in again"}.`);
       replace(made, changed, "button");
     } catch (error) {
       say(wordsOf(error), true);
@@ -102,7 +105,7 @@ function replace(before, user, focus) {
 function describe(user) {
   const budget = user.budget ? `$${user.budget.amount} ${PERIODS[user.budget.period]}` : "the default budget";
   const agent = user.agent ? user.agent.id : "no agent yet";
-  return [user.is_blocked ? "Blocked" : "Active", user.name, budget, agent, `since ${date(user.created_at)}`].filter(Boolean).join(" · ");
+  return [user.is_blocked ? "Blocked" : "Active", user.email && user.name, budget, agent, `since ${date(user.created_at)}`].filter(Boolean).join(" · ");
 }
 
 function budgetForm(user, done) {
@@ -124,7 +127,7 @@ function budgetForm(user, done) {
     const budget = amount.value.trim() ? { amount: amount.value.trim(), period: period.value } : null;
     try {
       done(await ask("PATCH", `users/${user.id}`, { budget }));
-      say(`The budget of ${user.email} is saved.`);
+      say(`The budget of ${nameOf(user)} is saved.`);
     } catch (error) {
       say(wordsOf(error), true);
       amount.focus();
@@ -154,7 +157,7 @@ function keyRow(user, key, look) {
   const used = key.last_used_at ? `last used ${date(key.last_used_at)}` : "never used";
   const gone = element("button", { type: "button", class: "quiet", text: "Delete", "aria-label": `Delete the key ${key.name}` });
   gone.addEventListener("click", async () => {
-    if (!window.confirm(`Delete the key ${key.name} of ${user.email}? Whoever uses it is out at once.`)) return;
+    if (!window.confirm(`Delete the key ${key.name} of ${nameOf(user)}? Whoever uses it is out at once.`)) return;
     try {
       await ask("DELETE", `users/${user.id}/keys/${key.id}`);
       say(`The key ${key.name} is deleted.`);
