@@ -3,6 +3,9 @@
 What it looked like is kept under ``.cache/screenshots``.
 """
 
+import asyncio
+import json
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +16,12 @@ import pytest
 import pytest_asyncio
 
 from tests.live.letta_server import Agent
+from tests.live.test_chat import png
 from tests.live.v1_server import V1Server
 from tests.open_webui.shared_part import FOLDER
 from tests.server.subprocesses import GatewayProcess
 from tests.services import installs
+from tests.services.open_webui.pipelines import running_pipelines
 from tests.services.open_webui.server import RESPONSES, TITLE, OpenWebUI, running_open_webui
 from tests.services.people import eventually
 from tests.services.surroundings import API_KEY, Client, base_url, run
@@ -48,6 +53,8 @@ class Told(msgspec.Struct):
     thought: str
     tool: str
     again: str
+    failed: str
+    stopped: str
     chat: str
 
 
@@ -66,9 +73,15 @@ def companion(letta: V1Server) -> Agent:
 async def open_webui(
     letta: V1Server, gateway: GatewayProcess, companion: Agent, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[OpenWebUI]:
-    home = tmp_path_factory.mktemp("open-webui")
-    async with running_open_webui(home, base_url(gateway), API_KEY) as running:
-        await running.add_function((FOLDER / "function.py").read_text("utf-8"), {"base_url": letta.base_url})
+    home, folder = tmp_path_factory.mktemp("open-webui"), tmp_path_factory.mktemp("pipelines")
+    by_the_gateway = {"base_url": base_url(gateway), "api_key": API_KEY}
+    async with (
+        running_pipelines(folder, by_the_gateway) as pipelines,
+        running_open_webui(home, base_url(gateway), API_KEY, pipelines) as running,
+    ):
+        function = (FOLDER / "function.py").read_text("utf-8")
+        await running.add_function("letta_v1", function, {"base_url": letta.base_url})
+        await running.add_function("letta_gateway", function, by_the_gateway)
         yield running
 
 
@@ -83,7 +96,55 @@ async def test_agent_can_be_picked_each_way(open_webui: OpenWebUI, companion: Ag
     models = await open_webui.models()
     assert models[companion.name] == companion.name
     assert models[f"{RESPONSES}.{companion.name}"] == f"{RESPONSES}.{companion.name}"
-    assert models[f"letta.{companion.id}"] == f"Letta: {companion.name}"
+    assert models[f"letta_v1.{companion.id}"] == f"Letta: {companion.name}"
+    assert models[f"letta_gateway.{companion.name}"] == f"Letta: {companion.name}"
+    assert models[f"letta.{companion.name}"] == f"Letta: {companion.name}"
+
+
+PNG: Final = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png()}"}}
+
+
+def ways(agent: Agent) -> dict[str, str]:
+    """Return the model of an agent in each way that Open WebUI has it."""
+    return {
+        "chat": agent.name,
+        "responses": f"{RESPONSES}.{agent.name}",
+        "function": f"letta_v1.{agent.id}",
+        "function by a gateway": f"letta_gateway.{agent.name}",
+        "pipelines": f"letta.{agent.name}",
+    }
+
+
+FAILED: Final = "did not accept this message|model provider failed"
+"""What a gateway says, and the Function straight to Letta, of a model that answers 400."""
+WAYS: Final = tuple(ways(Agent("", "")))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_image_and_an_error(open_webui: OpenWebUI, companion: Agent, way: str) -> None:
+    look = {"role": "user", "content": [{"type": "text", "text": "describe image"}, PNG]}
+    seen = await open_webui.chat(ways(companion)[way], look)
+    assert "I see 1 images: image/png" in json.dumps(seen)
+    heard = await open_webui.stream(ways(companion)[way], "fail with 400")
+    assert re.search(FAILED.encode(), heard)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_client_that_leaves_ends_the_run(
+    open_webui: OpenWebUI, letta: V1Server, companion: Agent, way: str
+) -> None:
+    await open_webui.stream(ways(companion)[way], "count to 2000 every 20 ms", until=b"word3")
+    assert await asyncio.to_thread(letta.cancelled_within, companion, 8.0)
+
+
+async def test_pipelines_chat_has_a_conversation_of_its_own(
+    open_webui: OpenWebUI, letta: V1Server, companion: Agent
+) -> None:
+    said = {"role": "user", "content": "Hello by Pipelines"}
+    answer = await open_webui.chat(ways(companion)["pipelines"], said, chat_id="temporary:pipelines")
+    assert answer["choices"][0]["message"]["content"] == "You said: Hello by Pipelines"
+    _, *conversations = said_to(letta, companion)
+    assert sum(b"Hello by Pipelines" in conversation for conversation in conversations) == 1
 
 
 @pytest.mark.parametrize("way", ["chat", "responses", "function"])
@@ -91,7 +152,7 @@ async def test_chat(open_webui: OpenWebUI, letta: V1Server, companion: Agent, tm
     model, name, tool = {
         "chat": (companion.name, companion.name, _OF_OPEN_WEBUI),
         "responses": (f"{RESPONSES}.{companion.name}", f"{RESPONSES}.{companion.name}", _OF_OPEN_WEBUI),
-        "function": (f"letta.{companion.id}", f"Letta: {companion.name}", _OF_LETTA),
+        "function": (f"letta_v1.{companion.id}", f"Letta: {companion.name}", _OF_LETTA),
     }[way]
     told = await _in_the_page(open_webui, tmp_path, way=way, model=model, name=name, tool=tool)
     assert "I have to think and count to 3" in told.thought
@@ -101,6 +162,10 @@ async def test_chat(open_webui: OpenWebUI, letta: V1Server, companion: Agent, tm
     found = "sunny in Paris" if tool == _OF_LETTA else "current_timestamp"
     assert found in told.tool
     assert found in told.again
+    assert re.search(FAILED, told.failed)
+    assert "word9" in told.stopped
+    assert "word1999" not in told.stopped
+    assert await asyncio.to_thread(letta.cancelled_within, companion, 8.0)
     await eventually(lambda: _has_title(open_webui, told.chat))
     threads = said_to(letta, companion)
     assert any(b"count to 3" in thread for thread in threads)

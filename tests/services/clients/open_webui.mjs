@@ -64,6 +64,21 @@ await page.waitForFunction(() => [...document.querySelectorAll(".chat-assistant"
 told.again = await shown();
 await shot("3-again");
 
+await page.click("#chat-input");
+await page.keyboard.type("fail with 400");
+await page.keyboard.press("Enter");
+await page.waitForFunction(() => [...document.querySelectorAll(".chat-assistant")].at(-1).innerText.match(/did not accept|failed/));
+told.failed = await shown();
+await shot("4-failed");
+
+await page.click("#chat-input");
+await page.keyboard.type("count to 2000 every 20 ms");
+await page.keyboard.press("Enter");
+await page.waitForFunction(() => [...document.querySelectorAll(".chat-assistant")].at(-1).innerText.includes("word9"));
+await page.getByRole("button", { name: "Stop", exact: true }).click();
+await page.getByRole("button", { name: "Regenerate" }).last().waitFor();
+told.stopped = await shown();
+
 told.chat = new URL(page.url()).pathname.split("/").at(-1);
 console.log(JSON.stringify(told));
 await browser.close();

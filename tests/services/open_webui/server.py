@@ -15,6 +15,7 @@ import aiohttp
 
 from tests.live import processes
 from tests.services import installs
+from tests.services.open_webui.pipelines import KEY
 
 TITLE: Final = "Walnut cake"
 HEADERS: Final = {"X-OpenWebUI-Chat-Id": "{{CHAT_ID}}", "X-OpenWebUI-Task": "{{TASK}}"}
@@ -26,9 +27,10 @@ _NOWHERE: Final = "http://127.0.0.1:9"
 _PERSON: Final = {"name": "Ann", "email": "ann@example.com", "password": "a long pass word 1"}
 
 
-def _environment(home: Path, base_url: str, api_key: str) -> dict[str, str]:
+def _environment(home: Path, base_url: str, api_key: str, pipelines: str) -> dict[str, str]:
     connection = {"enable": True, "headers": HEADERS}
-    configs = {"0": connection, "1": {**connection, "api_type": "responses", "prefix_id": RESPONSES}}
+    responses = {**connection, "api_type": "responses", "prefix_id": RESPONSES}
+    configs = {"0": connection, "1": responses, "2": {"enable": True}}
     offline = {"OFFLINE_MODE": "true", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     quiet = {"ENABLE_VERSION_UPDATE_CHECK": "false", "ANONYMIZED_TELEMETRY": "false", "DO_NOT_TRACK": "1"}
     proxies = {"HTTP_PROXY": _NOWHERE, "HTTPS_PROXY": _NOWHERE, "NO_PROXY": "127.0.0.1,localhost"}
@@ -43,8 +45,8 @@ def _environment(home: Path, base_url: str, api_key: str) -> dict[str, str]:
         "ENABLE_OLLAMA_API": "false",
         "ENABLE_PERSISTENT_CONFIG": "false",
         "ENABLE_PIP_INSTALL_FRONTMATTER_REQUIREMENTS": "false",
-        "OPENAI_API_BASE_URLS": f"{base_url};{base_url}",
-        "OPENAI_API_KEYS": f"{api_key};{api_key}",
+        "OPENAI_API_BASE_URLS": f"{base_url};{base_url};{pipelines}",
+        "OPENAI_API_KEYS": f"{api_key};{api_key};{KEY}",
         "OPENAI_API_CONFIGS": json.dumps(configs),
         # The scripted model says what it is told, and Open WebUI takes the JSON in it. No prompt of Open WebUI's own
         # begins so: that it is no message of the chat's is told by the header, and to the Function by Open WebUI.
@@ -74,12 +76,30 @@ class OpenWebUI:
         """Make the first account."""
         self.token = (await self.call("POST", "/api/v1/auths/signup", _PERSON))["token"]
 
-    async def add_function(self, content: str, valves: Mapping[str, object]) -> None:
+    async def add_function(self, name: str, content: str, valves: Mapping[str, object]) -> None:
         """Paste a Function, set its valves, and enable it."""
-        form = {"id": "letta", "name": "Letta", "content": content, "meta": {"description": ""}}
+        form = {"id": name, "name": "Letta", "content": content, "meta": {"description": ""}}
         await self.call("POST", "/api/v1/functions/create", form)
-        await self.call("POST", "/api/v1/functions/id/letta/valves/update", dict(valves))
-        await self.call("POST", "/api/v1/functions/id/letta/toggle")
+        await self.call("POST", f"/api/v1/functions/id/{name}/valves/update", dict(valves))
+        await self.call("POST", f"/api/v1/functions/id/{name}/toggle")
+
+    async def chat(self, model: str, *messages: Mapping[str, object], **more: object) -> Any:
+        """Return what is answered to an API client of its own."""
+        body = {"model": model, "messages": messages, "stream": False, **more}
+        return await self.call("POST", "/api/chat/completions", body)
+
+    async def stream(self, model: str, text: str, until: bytes = b"the end") -> bytes:
+        """Return what such a client hears of a stream, whatever the status; it goes away where it hears ``until``."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": True}
+        headers = {"Authorization": f"Bearer {self.token}"}
+        heard = b""
+        async with self._session.post(f"{self.base_url}/api/chat/completions", json=body, headers=headers) as answer:
+            async for piece in answer.content.iter_any():
+                heard += piece
+                if until in heard:
+                    answer.close()
+                    break
+        return heard
 
     async def models(self) -> dict[str, str]:
         """Return the names of the models that can be picked, by their ids."""
@@ -105,11 +125,11 @@ class OpenWebUI:
 
 
 @contextlib.asynccontextmanager
-async def running_open_webui(home: Path, base_url: str, api_key: str) -> AsyncIterator[OpenWebUI]:
-    """Run one whose connections lead to a gateway, with its first user signed up."""
+async def running_open_webui(home: Path, base_url: str, api_key: str, pipelines: str) -> AsyncIterator[OpenWebUI]:
+    """Run one whose connections lead to a gateway and a Pipelines server, with its first user signed up."""
     port, log = processes.free_port(), home / "open-webui.log"
     command: list[str | Path] = [installs.OPEN_WEBUI, "serve", "--host", "127.0.0.1", "--port", str(port)]
-    program = processes.start(command, log=log, env=_environment(home, base_url, api_key), cwd=home)
+    program = processes.start(command, log=log, env=_environment(home, base_url, api_key, pipelines), cwd=home)
     with processes.running(program):
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
             running = OpenWebUI(f"http://127.0.0.1:{port}", session)
