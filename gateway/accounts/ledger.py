@@ -18,7 +18,6 @@ from gateway.accounts import bookkeeping
 from gateway.accounts.agent_models import AgentModels
 from gateway.accounts.billing.protocol import Billing
 from gateway.accounts.bookkeeping import Begun, Refusal, Settled, Status
-from gateway.accounts.group_commit import GroupCommit
 from gateway.accounts.instances import BEAT, Instances
 from gateway.accounts.orphans import Orphan, Orphans
 from gateway.accounts.profiles import Budget
@@ -26,6 +25,7 @@ from gateway.accounts.settling import Over, Settling
 from gateway.errors import BudgetExceeded, BudgetHeld, GatewayError
 from gateway.letta.backend import AgentBackend
 from gateway.storage.engine import Database
+from gateway.storage.group_commit import GroupCommit
 from gateway.storage.text import check_fit
 from gateway.tasks import TaskSet
 from gateway.translation.agent_events import Usage

@@ -2,7 +2,8 @@
 
 The OpenAI SDKs repeat a request two times by default where no answer comes, with nothing but a count in a header; other
 clients send an ``Idempotency-Key``. The first request starts the turn; one that repeats it listens to the same answer,
-or is told what it came to.
+or is told what it came to. Each is written down before it starts: a gateway that is killed in the middle leaves that it
+was asked.
 """
 
 import asyncio
@@ -44,7 +45,8 @@ MOST_BEGINNING: Final = 32_768
 MOST_REMEMBERED: Final = 67_108_864
 """Bytes of all answers in memory."""
 LONGEST: Final = 3_600.0
-"""Seconds for which the replicas know in which of them an answer is under way."""
+"""Seconds for which the replicas know in which of them an answer is under way, and what an SDK asked of one that died
+may be what it asks again."""
 KEEP: Final = 86_400.0
 """Seconds for which an idempotency key stands."""
 
@@ -244,12 +246,15 @@ class Attempts:
         self._places = places
         self._known: OrderedDict[tuple[str, str], tuple[float, Attempt]] = OrderedDict()
         self._named: dict[tuple[str, str], _Named] = {}
+        self._over: dict[tuple[str, str], None] = {}
+        """The SDKs' requests that are written down and stand no more."""
 
     async def find(self, identity: Identity) -> Attempt | Outcome | None:
         """Return the answer that a request repeats; None where it is the first.
 
         Raises ``IdempotencyConflict`` where the key stands for another request, ``HeldElsewhere`` where another gateway
-        answers it, ``OutcomeUnknown`` where a restart came between, and ``StorageUnavailable``.
+        answers it, ``OutcomeUnknown`` where a restart or the death of the one that answered came between, and
+        ``StorageUnavailable``.
         """
         self._forget_old()
         known = self._known.get((identity.owner, identity.key))
@@ -257,7 +262,7 @@ class Attempts:
             return _same(identity, known[1])
         if not identity.is_explicit:
             if identity.retries:
-                await self._places.check(_place(identity))
+                await self._check_unsaid(identity)
             return None
         outcome = await self._outcomes.find(identity.owner, identity.key)
         if outcome is None:
@@ -267,6 +272,15 @@ class Attempts:
             await self._places.check(_place(identity))
             raise OutcomeUnknown
         return outcome
+
+    async def _check_unsaid(self, identity: Identity) -> None:
+        """Raise what ``find`` raises where an earlier try may have come to the agent."""
+        await self._places.check(_place(identity))
+        if (identity.owner, identity.key) in self._over:
+            return
+        earlier = await self._outcomes.find(identity.owner, identity.key)
+        if earlier is not None and time.time() < earlier.ended_at + LONGEST:
+            raise OutcomeUnknown
 
     async def name(self, owner: str, name: str, attempt: Attempt, shown: Callable[[], bytes]) -> None:
         """Let an answer that is about to be produced be found by its name, from other gateways too.
@@ -317,15 +331,26 @@ class Attempts:
         if known is not None and identity.is_explicit:
             return known[1]
         self._known[key] = time.monotonic(), attempt
+        self._over.pop(key, None)
         try:
             await self._places.take(_place(identity), LONGEST)
-            if identity.is_explicit:
-                await self._outcomes.keep(_outcome(attempt, UNKNOWN, b""))
+            await self._write_down(attempt, identity)
         except BaseException as error:
             self._known.pop(key, None)
             attempt.never_was(error)
             raise
         return None
+
+    async def _write_down(self, attempt: Attempt, identity: Identity) -> None:
+        unknown = _outcome(attempt, UNKNOWN, b"")
+        if identity.is_explicit:
+            await self._outcomes.keep(unknown)
+            return
+        try:
+            await self._outcomes.mark(unknown)
+        except BaseException:
+            self._over[identity.owner, identity.key] = None  # it may be written all the same
+            raise
 
     async def end(self, attempt: Attempt) -> None:
         """Write down what an answer came to, or forget it where the message surely did not reach the agent."""
@@ -334,7 +359,7 @@ class Attempts:
             return
         error = attempt.error
         if not attempt.is_complete or (error is not None and attempt.may_be_repeated(error)):
-            await self._forget(identity)
+            await self._forget(attempt, identity)
         else:
             if identity.is_explicit:
                 await self._keep(attempt)
@@ -377,15 +402,25 @@ class Attempts:
                 attempt.is_forgotten = True
         await self._outcomes.blank(owner)
 
+    async def sweep(self) -> None:
+        """Forget the SDKs' requests that stand no more; raises ``StorageUnavailable``."""
+        self._forget_old()
+        over = list(self._over)
+        await self._outcomes.forget_all(over, time.time())
+        for key in over:
+            self._over.pop(key, None)
+
     async def purge(self, now: float) -> None:
         """Forget the outcomes of keys that stand no more."""
         await self._outcomes.purge(now - KEEP)
 
-    async def _forget(self, identity: Identity) -> None:
+    async def _forget(self, attempt: Attempt, identity: Identity) -> None:
+        known = self._known.get((identity.owner, identity.key))
+        if known is not None and known[1] is not attempt:
+            return  # the same words were said anew since
         self._known.pop((identity.owner, identity.key), None)
         try:
-            if identity.is_explicit:
-                await self._outcomes.forget(identity.owner, identity.key)
+            await self._outcomes.forget(identity.owner, identity.key)
         finally:
             await self._places.leave(_place(identity))
 
@@ -394,6 +429,8 @@ class Attempts:
         for key, (since, attempt) in list(self._known.items()):
             if attempt.over.is_set() and now - since > REMEMBER:
                 del self._known[key]
+                if attempt.identity is not None and not attempt.identity.is_explicit:
+                    self._over[key] = None
             else:
                 size += attempt.size if attempt.is_kept else 0
         while size > MOST_REMEMBERED and self._known:

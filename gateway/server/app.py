@@ -93,7 +93,7 @@ def build_app(
     app[keys.CATALOG] = Catalog(letta, tasks, settings.models_ttl)
     app[keys.DATABASE] = database
     app[keys.RESPONSES] = Responses(database)
-    app[keys.ATTEMPTS] = Attempts(Outcomes(database), tasks, shared.places)
+    app[keys.ATTEMPTS] = Attempts(Outcomes(database, tasks), tasks, shared.places)
     accounts.hand_over(app)
     watch(metrics, database, accounts.ledger)
     app[keys.TURNS] = turns = TurnRegistry(

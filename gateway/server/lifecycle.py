@@ -138,6 +138,7 @@ async def _sweep(app: web.Application) -> None:
         try:
             await app[keys.CHATS].sweep(now)
             await app[keys.ACCOUNTS].sweep(now)
+            await app[keys.ATTEMPTS].sweep()
             if now >= purge_at:
                 await app[keys.ATTEMPTS].purge(now)
                 await app[keys.RESPONSES].purge(now - KEEP_RESPONSES)

@@ -63,7 +63,7 @@ outcomes: Final = Table(
     Column("ended_at", Double, nullable=False),
     Index(None, "ended_at"),
 )
-"""What a request with an idempotency key came to."""
+"""What a request with an idempotency key came to, and which requests SDKs may send again."""
 
 responses: Final = Table(
     "responses",

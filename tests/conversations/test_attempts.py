@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 
 from gateway.conversations import attempts as module
@@ -17,6 +18,7 @@ from gateway.errors import (
     ModelNotFound,
     OutcomeUnknown,
     SharedStateUnavailable,
+    StorageUnavailable,
     TurnFailed,
     UpstreamUnavailable,
 )
@@ -81,10 +83,20 @@ async def tasks() -> AsyncIterator[TaskSet]:
 
 
 @pytest.fixture
-async def attempts(tasks: TaskSet) -> AsyncIterator[Attempts]:
-    database = LateDatabase()
-    yield Attempts(Outcomes(database), tasks, Alone())
-    await database.close()
+async def database() -> AsyncIterator[LateDatabase]:
+    made = LateDatabase()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def attempts(database: LateDatabase, tasks: TaskSet) -> Attempts:
+    return restarted(database, tasks)
+
+
+def restarted(database: LateDatabase, tasks: TaskSet) -> Attempts:
+    """Return what a gateway that has just started knows."""
+    return Attempts(Outcomes(database, tasks), tasks, Alone())
 
 
 async def until(so: Callable[[], object]) -> None:
@@ -323,7 +335,7 @@ class Silent(Alone):
 async def test_who_has_joined_is_told_of_an_answer_that_cannot_begin(tasks: TaskSet) -> None:
     """Another request with the key came while it was asked whether the first one may be answered."""
     database = LateDatabase()
-    attempts, first = Attempts(Outcomes(database), tasks, Silent()), Attempt(EVENTS, named())
+    attempts, first = Attempts(Outcomes(database, tasks), tasks, Silent()), Attempt(EVENTS, named())
     beginning = asyncio.get_running_loop().create_task(attempts.begin(first))
     await asyncio.sleep(0)
     assert await attempts.begin(Attempt(EVENTS, named())) is first
@@ -382,6 +394,94 @@ async def test_key_stands_for_a_day(attempts: Attempts) -> None:
     assert await attempts.find(named()) is not None
     await attempts.purge(outcome.ended_at + module.KEEP + 1)
     assert await attempts.find(named()) is None
+
+
+# The gateway is killed -----------------------------------------------------------------------------------------------
+
+
+async def test_what_an_sdk_asked_of_a_gateway_that_was_killed_is_not_asked_again(
+    attempts: Attempts, database: LateDatabase, tasks: TaskSet
+) -> None:
+    await attempts.begin(Attempt(EVENTS, sdk()))
+    after = restarted(database, tasks)
+    for retries in (1, 2):
+        with pytest.raises(OutcomeUnknown):
+            await after.find(sdk(retries))
+    assert await after.find(sdk()) is None, "the first try of a request is a request of its own"
+    again = Attempt(EVENTS, sdk())
+    assert await after.begin(again) is None
+    assert await after.find(sdk(1)) is again
+
+
+async def test_answer_that_a_killed_gateway_gave_is_not_asked_for_again(
+    attempts: Attempts, database: LateDatabase, tasks: TaskSet
+) -> None:
+    """Whether its client had all of it is not known."""
+    await ended(attempts, sdk(), lambda attempt: attempt.push(b"{}"))
+    with pytest.raises(OutcomeUnknown):
+        await restarted(database, tasks).find(sdk(1))
+
+
+async def test_what_an_sdk_asked_long_ago_is_not_what_it_asks_again(
+    attempts: Attempts, database: LateDatabase, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attempts.begin(Attempt(EVENTS, sdk()))
+    later = time.time() + module.LONGEST
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert await restarted(database, tasks).find(sdk(1)) is None
+
+
+async def test_refusal_before_a_gateway_was_killed_is_no_answer(
+    attempts: Attempts, database: LateDatabase, tasks: TaskSet
+) -> None:
+    def refuse(attempt: Attempt) -> None:
+        attempt.error = UpstreamUnavailable(should_retry=True)
+
+    await ended(attempts, sdk(), refuse)
+    assert await restarted(database, tasks).find(sdk(1)) is None
+
+
+async def test_what_is_over_is_swept_out_of_the_database(
+    attempts: Attempts, database: LateDatabase, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(attempts, sdk(), lambda attempt: attempt.push(b"{}"))
+    running = Attempt(EVENTS, msgspec.structs.replace(sdk(), key="sdk 2"))
+    await attempts.begin(running)
+    await attempts.sweep()
+    with pytest.raises(OutcomeUnknown):
+        await restarted(database, tasks).find(sdk(1))
+    monkeypatch.setattr(module, "REMEMBER", 0.0)
+    assert await attempts.find(sdk(1)) is None
+    await attempts.sweep()
+    after = restarted(database, tasks)
+    assert await after.find(sdk(1)) is None
+    with pytest.raises(OutcomeUnknown):
+        await after.find(msgspec.structs.replace(sdk(1), key="sdk 2"))
+
+
+async def test_words_that_are_said_anew_outlast_the_failure_of_the_first(attempts: Attempts) -> None:
+    first, second = Attempt(JSON, sdk()), Attempt(JSON, sdk())
+    for attempt in (first, second):
+        assert await attempts.begin(attempt) is None
+    first.over.set()
+    await attempts.end(first)
+    assert await attempts.find(sdk(1)) is second
+
+
+async def test_mark_that_cannot_be_written_is_not_held_against_the_next_try(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: Outcomes, outcome: Outcome) -> None:
+        await mark(self, outcome)
+        raise StorageUnavailable("late")
+
+    mark = Outcomes.mark
+    monkeypatch.setattr(Outcomes, "mark", fail)
+    first = Attempt(JSON, sdk())
+    with pytest.raises(StorageUnavailable):
+        await attempts.begin(first)
+    assert first.over.is_set()
+    assert await attempts.find(sdk(1)) is None
 
 
 # Names ---------------------------------------------------------------------------------------------------------------

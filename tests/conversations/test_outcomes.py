@@ -1,13 +1,15 @@
 import asyncio
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.conversations.outcomes import MAX_BODY, Outcome, Outcomes
+from gateway.conversations.outcomes import MAX_BODY, UNKNOWN, Outcome, Outcomes
 from gateway.storage.address import Address
 from gateway.storage.engine import Database
+from gateway.tasks import TaskSet
 from tests.storage.databases import opened
 from tests.storage.texts import UNSTORABLE, storable
 
@@ -23,8 +25,15 @@ OUTCOME = Outcome(
 
 
 @pytest.fixture
-def outcomes(database: Database) -> Outcomes:
-    return Outcomes(database)
+async def tasks() -> AsyncIterator[TaskSet]:
+    made = TaskSet()
+    yield made
+    await made.close(1.0)
+
+
+@pytest.fixture
+def outcomes(database: Database, tasks: TaskSet) -> Outcomes:
+    return Outcomes(database, tasks)
 
 
 async def test_key_that_is_not_known(outcomes: Outcomes) -> None:
@@ -36,11 +45,11 @@ async def test_outcome_is_found_as_it_was_kept(outcomes: Outcomes) -> None:
     assert await outcomes.find("owner", "key") == OUTCOME
 
 
-async def test_outcome_survives_a_restart(address: Address) -> None:
+async def test_outcome_survives_a_restart(address: Address, tasks: TaskSet) -> None:
     async with opened(address) as database:
-        await Outcomes(database).keep(OUTCOME)
+        await Outcomes(database, tasks).keep(OUTCOME)
     async with opened(address) as database:
-        assert await Outcomes(database).find("owner", "key") == OUTCOME
+        assert await Outcomes(database, tasks).find("owner", "key") == OUTCOME
 
 
 async def test_first_one_stands(outcomes: Outcomes) -> None:
@@ -86,11 +95,42 @@ async def test_old_ones_are_purged_and_their_keys_free_again(outcomes: Outcomes)
     assert await outcomes.keep(again) == again
 
 
+async def test_marks_of_many_at_once_replace_what_was_there(outcomes: Outcomes) -> None:
+    marks = [msgspec.structs.replace(OUTCOME, key=str(number), status=UNKNOWN, body=b"") for number in range(20)]
+    await outcomes.keep(msgspec.structs.replace(OUTCOME, key="0"))
+    await asyncio.gather(*map(outcomes.mark, marks))
+    assert [await outcomes.find("owner", mark.key) for mark in marks] == marks
+
+
+async def test_what_is_marked_and_forgotten_at_once_goes_by_the_latest(outcomes: Outcomes) -> None:
+    first, again = (msgspec.structs.replace(OUTCOME, ended_at=at) for at in (1.0, 2.0))
+    await asyncio.gather(
+        outcomes.mark(msgspec.structs.replace(OUTCOME, key="other")),  # the others wait for its commit
+        outcomes.mark(first),
+        outcomes.forget("owner", "key"),
+        outcomes.mark(again),
+    )
+    assert await outcomes.find("owner", "key") == again
+    await asyncio.gather(outcomes.mark(first), outcomes.mark(again), outcomes.forget("owner", "key"))
+    assert await outcomes.find("owner", "key") is None
+
+
+async def test_all_that_are_over_are_forgotten_but_not_what_was_marked_since(outcomes: Outcomes) -> None:
+    for key, began in (("over", 10.0), ("anew", 20.0), ("other", 10.0)):
+        await outcomes.mark(msgspec.structs.replace(OUTCOME, key=key, ended_at=began))
+    await outcomes.forget_all([("owner", "over"), ("owner", "anew"), ("owner", "never")], 20.0)
+    assert [await outcomes.find("owner", key) is None for key in ("over", "anew", "other")] == [True, False, False]
+    await outcomes.forget_all([], 30.0)
+
+
 @pytest.mark.parametrize("text", UNSTORABLE)
 async def test_text_that_cannot_be_stored_is_refused_and_never_found(outcomes: Outcomes, text: str) -> None:
     for field in ("owner", "key", "content_type"):
         with pytest.raises(ValueError, match="without NUL"):
             await outcomes.keep(msgspec.structs.replace(OUTCOME, **{field: text}))
+        with pytest.raises(ValueError, match="without NUL"):
+            await outcomes.mark(msgspec.structs.replace(OUTCOME, **{field: text}))
+    await outcomes.forget(text, text)
     assert await outcomes.find(text, "key") is None
     assert await outcomes.find("owner", text) is None
 

@@ -118,13 +118,16 @@ async def test_answer_to_a_key_survives_a_restart(gateway: Running, *, stream: b
     assert (await gateway.chat("Else", headers=KEY, stream=stream)).code == "idempotency_key_reused"
 
 
-async def test_turn_that_a_restart_cut_off_is_not_begun_anew(gateway: Running) -> None:
+@pytest.mark.parametrize(("first", "again"), [(KEY, KEY), (FIRST, AGAIN)], ids=["key", "sdk"])
+async def test_turn_that_a_restart_cut_off_is_not_begun_anew(
+    gateway: Running, first: dict[str, str], again: dict[str, str]
+) -> None:
     gate = asyncio.Event()
     gateway.backend.play(Script((HEL, Hold(gate), END)))
-    asked = await ask(gateway, KEY)
+    asked = await ask(gateway, first)
     await until(lambda: gateway.backend.turns)
     gateway.app[keys.ATTEMPTS]._known.clear()
-    answer = await gateway.chat(headers=KEY)
+    answer = await gateway.chat(headers=again)
     assert (answer.status, answer.code, answer.header("x-should-retry")) == (409, "outcome_unknown", "false")
     gate.set()
     await asked

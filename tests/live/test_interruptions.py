@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import openai
 import pytest
@@ -13,6 +14,7 @@ from gateway.letta.demo_model import RunningDemoModel
 from tests.live.app_server import INTERRUPTED
 from tests.live.gateways import gateway_before, sdk
 from tests.live.letta_server import Agent, LettaServer
+from tests.live.processes import free_port
 from tests.live.test_chat import stream, text_of, user
 from tests.live.v1_server import V1Server
 
@@ -141,3 +143,27 @@ async def test_stopped_in_mid_stream_with_no_time(letta: LettaServer, agent: Age
         # Nobody pays for what nobody reads. (The App Server cancels what a closed socket ran, and tells nobody.)
         if isinstance(letta, V1Server):
             assert await asyncio.to_thread(letta.cancelled_within, agent, 1.0)
+
+
+async def test_killed_and_started_again_while_the_sdk_tries_again(
+    letta: LettaServer, agent: Agent, model: RunningDemoModel, tmp_path: Path
+) -> None:
+    """The agent has heard it: what the SDK sends again of itself, without a key, is not said a second time."""
+    question = f"count to 40 every 50 ms, as {tmp_path.name} wants it"
+    environment = {"LETTA_GATEWAY_PORT": str(free_port()), "LETTA_GATEWAY_HOME": str(tmp_path)}
+
+    def asked() -> int:
+        return sum(question in bytes(request.body).decode() for request in model.requests)
+
+    async with gateway_before(letta, **environment) as gateway, sdk(gateway, retries=8) as client:
+        asking = asyncio.get_running_loop().create_task(whole(client, agent.name, question))
+        async with asyncio.timeout(10):
+            while not asked():  # noqa: ASYNC110 - it is seen from outside
+                await asyncio.sleep(0.01)
+        gateway.signal(signal.SIGKILL)
+        await gateway.ended()
+        async with gateway_before(letta, **environment):
+            with pytest.raises(openai.ConflictError) as refused:
+                await asking
+    assert refused.value.code == "outcome_unknown"
+    assert asked() == 1

@@ -23,7 +23,7 @@ from tests.live.model_thread import demo_model_in_thread
 from tests.live.postgres import Postgres
 from tests.live.test_chats import TOOLS, ask, message_of, result, said, text_of, user
 from tests.services.nginx import Nginx, nginx
-from tests.services.replicas import API_KEY, Company, company
+from tests.services.replicas import API_KEY, Company, Replica, company
 from tests.services.replicas_chats import Chat, Record, Refused, folded
 from tests.services.replicas_heard import asked_of, heard_by
 from tests.shared_state.redis_process import RedisProcess
@@ -184,6 +184,32 @@ async def test_chat_goes_on_whose_gateway_was_killed(three: Company, agent: Agen
         await three.replicas[0].start()
     sys.stdout.write(f"\nfailover {seconds:.1f} s\n")
     assert seconds < FAILOVER
+
+
+async def test_message_whose_gateway_was_killed_is_not_said_again_by_the_sdk(
+    three: Company, agent: Agent, tmp_path: Path
+) -> None:
+    """By the SDK as it is: two tries more, and no key."""
+    question = user("w0q0 count to 100 every 50 ms")
+    async with anywhere(tmp_path, three.ports) as running, client_of(running) as client:
+        asking = asyncio.get_running_loop().create_task(ask(client, agent, question))
+        await seen(lambda: asked_of(three.letta.model)["w0q0"], 10)
+        killed = await busy(three)
+        await killed.kill()
+        with pytest.raises(openai.ConflictError) as refused:
+            await asking
+        await killed.start()
+    assert refused.value.code == "outcome_unknown"
+    assert (heard_by(three.letta).messages["w0q0"], asked_of(three.letta.model)["w0q0"]) == (1, 1)
+
+
+async def busy(three: Company) -> Replica:
+    """Return the replica that has a turn."""
+    key = {"Authorization": f"Bearer {API_KEY}"}
+    for replica in three.replicas:
+        if b"\nletta_gateway_open_turns 1.0\n" in (await replica.gateway.ask("GET", "/metrics", key)).body:
+            return replica
+    raise AssertionError("no replica has a turn")
 
 
 async def bring(client: openai.AsyncOpenAI, agent: Agent, chat: str, asked: Any) -> str:

@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from gateway.accounts.group_commit import AT_ONCE, TRIES, GroupCommit
 from gateway.errors import StorageUnavailable
 from gateway.storage import failures
 from gateway.storage.address import SqliteFile
 from gateway.storage.engine import Database
+from gateway.storage.group_commit import AT_ONCE, TRIES, GroupCommit
 from gateway.storage.tables import instances
 from gateway.storage.upsert import insert_into
 from gateway.tasks import TaskSet
