@@ -8,7 +8,7 @@ from gateway.handlers.forwarding import Forwarder
 from gateway.letta.probe import Probe
 from gateway.live_settings.current import LiveSettings
 from gateway.metrics import Metrics
-from gateway.shared_state.limits import RequestLimits, memory_limits
+from gateway.shared_state.limits import MemoryLimits, RequestLimits
 from gateway.shared_state.locks import ThreadLocks
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import Alone, Places
@@ -59,7 +59,7 @@ def shared_state(
     settings = live.configured
     local = MemoryLocks(depth=lambda: live.current.queue_depth, wait=settings.queue_wait, metrics=metrics)
     if not settings.redis_url:
-        return SharedState(local, memory_limits(), Alone())
+        return SharedState(local, MemoryLimits(), Alone())
     from gateway.server.replicas import replicated  # noqa: PLC0415 - a gateway that is alone does without the library
 
     return replicated(settings, metrics, tasks, local, instance=instance, forwarding_key=forwarding_key)

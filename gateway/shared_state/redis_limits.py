@@ -7,11 +7,11 @@ from limits import RateLimitItem
 
 from gateway.errors import SharedStateUnavailable
 from gateway.metrics import Metrics
-from gateway.shared_state.limits import Share, Window, memory_limits
+from gateway.shared_state.limits import MemoryLimits, Share, Window
 from gateway.shared_state.redis import PREFIX, RedisServer
 
-# The library's windows, under its keys, with one question for all of them: it asks three for each, which adds up where
-# Redis is some milliseconds away. The times are by Redis' own clock: those of the replicas may differ.
+# One question for all windows, as Redis may be some milliseconds away. The times are by Redis' own clock: those of the
+# replicas may differ. It may be put back, or be another one's after a failover: what was taken ahead of it is free.
 # KEYS: a window for each share. ARGV: for each share its amount and its seconds.
 # Returns the number of the first share whose window is full, and the milliseconds until it is over; or 0, and for each
 # share the places that are left and those milliseconds.
@@ -34,6 +34,7 @@ end
 local answers = {}
 for i, key in ipairs(KEYS) do
   local amount, seconds = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  while tonumber(redis.call('LINDEX', key, 0) or 0) > now do redis.call('LPOP', key) end
   local count, at = oldest(key, amount, now - seconds)
   local wait = math.ceil((at + seconds - now) * 1000)
   if count >= amount then return {i, wait} end
@@ -56,7 +57,7 @@ class RedisLimits:
         self._metrics = metrics
         self._replicas = replicas
         self._take = server.script(_TAKE)
-        self._own = memory_limits()
+        self._own = MemoryLimits()
 
     async def take(self, shares: Sequence[Share]) -> list[Window]:
         """Take a place in each window, or in none where one is full: that one is the last of the answer."""

@@ -17,7 +17,8 @@ ENTRIES: Final = 20_000
 LOST: Final = 60
 """Seconds after which what is under way was lost with its gateway."""
 
-# As ``Counts`` in ``tally``, by Redis' own clock. KEYS: one for each share.
+# As ``Counts`` in ``tally``, by Redis' own clock: where that was put back, what lies ahead of it counts as of now.
+# KEYS: one for each share.
 _TRIED: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -25,6 +26,10 @@ local function tried(key)
   local held = redis.call('HMGET', key, 'failed', 'under_way', 'failed_at', 'begun_at')
   local found = {{}}
   for i = 1, 4 do found[i] = tonumber(held[i] or 0) end
+  if math.max(found[3], found[4]) > now then
+    found[3], found[4] = math.min(found[3], now), math.min(found[4], now)
+    redis.call('HSET', key, 'failed_at', string.format('%.6f', found[3]), 'begun_at', string.format('%.6f', found[4]))
+  end
   if now - found[4] >= {LOST} then found[2] = 0 end
   return unpack(found)
 end

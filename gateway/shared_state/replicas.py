@@ -19,9 +19,11 @@ SILENT: Final = 15.0
 """Seconds without one after which a gateway is not counted."""
 
 _KEY: Final = f"{PREFIX}:replicas"
-# By Redis' own clock: those of the replicas may differ.
+# By Redis' own clock: those of the replicas may differ. Where it was put back, what lies ahead of it is forgotten:
+# whoever is there says so anew.
 _BEAT: Final = """
 local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + ARGV[2], '+inf')
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
 return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')

@@ -1,7 +1,7 @@
 from gateway.live_settings.current import LiveSettings
 from gateway.metrics import Metrics
 from gateway.server.shared import shared_state
-from gateway.shared_state.limits import Limiter
+from gateway.shared_state.limits import MemoryLimits
 from gateway.shared_state.memory import MemoryLocks
 from gateway.shared_state.places import Alone
 from gateway.tasks import TaskSet
@@ -13,5 +13,5 @@ async def test_gateway_that_is_alone_shares_nothing() -> None:
     shared = shared_state(
         LiveSettings(settings(queue_depth=2)), metrics, tasks, instance="me", forwarding_key=b"k" * 32
     )
-    assert (type(shared.locks), type(shared.limits), type(shared.places)) == (MemoryLocks, Limiter, Alone)
+    assert (type(shared.locks), type(shared.limits), type(shared.places)) == (MemoryLocks, MemoryLimits, Alone)
     assert (shared.company, shared.forwarder, shared.probes(tasks)) == (None, None, {})

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import limits
 import pytest
@@ -65,6 +66,20 @@ async def test_place_is_free_again_when_its_time_is_over(server: RedisServer) ->
     await asyncio.sleep(refused.wait)
     (window,) = await gateway.take([(two, "ann")])
     assert window.is_granted
+
+
+async def test_clock_of_redis_is_put_back(server: RedisServer, redis: RedisProcess) -> None:
+    gateway, three = RedisLimits(server, Metrics(), lambda: 1), limits.parse("3/minute")
+    for _ in range(2):
+        await gateway.take([(three, "ann")])
+    with redis.client() as client:
+        (key,) = client.keys("letta-gateway:limit:*")
+        for number in range(1, 3):
+            client.lset(key, -number, f"{time.time() + 3600 - number:.6f}")
+        client.rpush(key, f"{time.time() - 10:.6f}")  # one from before the clock was wrong
+    windows = [(await gateway.take([(three, "ann")]))[-1] for _ in range(3)]
+    assert [window.is_granted for window in windows] == [True, True, False]
+    assert 45 < windows[-1].wait <= 50
 
 
 async def test_each_keeps_its_share_while_redis_is_away(server: RedisServer, redis: RedisProcess) -> None:

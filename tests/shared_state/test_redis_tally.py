@@ -54,6 +54,15 @@ async def test_failures_at_all_gateways_count_together(gateways: list[RedisTally
     assert waits == [0, 0, 0, 100, 200, 300, 300]
 
 
+async def test_clock_of_redis_is_put_back(gateways: list[RedisTally], redis: RedisProcess) -> None:
+    for _ in range(3):
+        await fails(gateways[0], ACCOUNT)
+    age(redis, -3600)
+    assert 99 < await fails(gateways[0], ACCOUNT) <= 100
+    age(redis, 40)
+    assert 59 < await fails(gateways[0], ACCOUNT) <= 60
+
+
 async def test_exactly_as_many_as_are_free_of_those_that_come_at_once(gateways: list[RedisTally]) -> None:
     tickets = await asyncio.gather(*(gateway.begin([ACCOUNT]) for gateway in gateways * 10))
     assert sum(ticket.wait == 0 for ticket in tickets) == 3

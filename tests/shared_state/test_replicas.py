@@ -44,6 +44,20 @@ async def test_one_that_is_silent_is_not_counted(server: RedisServer, redis: Red
     assert one.count() == 1
 
 
+async def test_one_that_was_there_before_the_clock_was_put_back_is_not_counted(
+    server: RedisServer, redis: RedisProcess
+) -> None:
+    one, other = Replicas(server, ONE), Replicas(server, OTHER)
+    await one.beat()
+    await other.beat()
+    with redis.client() as client:
+        for place in (ONE, OTHER):
+            client.zincrby("letta-gateway:replicas", 3600, place)
+    await one.beat()
+    assert one.count() == 1
+    assert not await one.is_there(OTHER)
+
+
 async def test_signs_of_life_go_on_while_redis_is_away(server: RedisServer, redis: RedisProcess) -> None:
     one = Replicas(server, ONE)
     telling = asyncio.get_running_loop().create_task(one.run(nothing))
