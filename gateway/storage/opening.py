@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from gateway.storage import database_file, failures, stamp
 from gateway.storage.address import Address, PostgresServer, SqliteFile
@@ -20,6 +20,7 @@ MIGRATION: Final = 600.0
 OLDEST_SQLITE: Final = (3, 35)
 """What ``RETURNING`` came with."""
 
+_READ_COMMITTED: Final = text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 _ELSEWHERE: Final = "set LETTA_GATEWAY_HOME or LETTA_GATEWAY_DATABASE_URL"
 _FILE: Final = {
     failures.LOCKED: f"is in use by another gateway: stop that one, or {_ELSEWHERE}.",
@@ -68,6 +69,9 @@ async def revision(driver: Driver, address: Address) -> str | None:
 
 
 def _migrate(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        # Whatever the database's default: what another gateway migrated is to be seen once its lock is given.
+        connection.execute(_READ_COMMITTED)
     if stamp.is_new_file(connection):
         stamp.create(connection)
     elif stamp.current(connection) != stamp.NEWEST:

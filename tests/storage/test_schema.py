@@ -14,7 +14,8 @@ from gateway.storage.address import Address, PostgresServer
 from gateway.storage.engine import Database, revision
 from gateway.storage.failures import StorageFailed
 from gateway.storage.tables import metadata
-from tests.storage.databases import QUICK, opened, run
+from tests.live.postgres import Postgres
+from tests.storage.databases import QUICK, new_database, opened, run
 
 
 async def in_sync(address: Address) -> list[str]:
@@ -76,7 +77,11 @@ async def test_migration_that_fails_leaves_nothing(address: Address) -> None:
 
 
 @pytest.mark.live
-async def test_gateways_that_start_at_once_on_one_database(postgres_address: PostgresServer) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+async def test_gateways_that_start_at_once_on_one_database(postgres: Postgres, isolation: str) -> None:
+    postgres_address = new_database(postgres)
+    name = postgres_address.url.rpartition("/")[2].partition("?")[0]
+    await asyncio.to_thread(postgres.run, f"alter database {name} set default_transaction_isolation = '{isolation}'")
     databases = await asyncio.gather(*(Database.open(postgres_address) for _ in range(4)))
     for database in databases:
         await database.close()
