@@ -8,7 +8,7 @@ for which process it is meant, so that it is counted once, goes no further, and 
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -18,12 +18,14 @@ import aiohttp
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from gateway import keys
+from gateway import keys, sockets
 from gateway.errors import GatewayError, HeldElsewhere, OutcomeUnknown, ShuttingDown, ThreadLost
+from gateway.handlers.sse import HIGH_WATER
 from gateway.shared_state.places import Place, Places
 
 HEADER: Final = "X-Letta-Gateway-Forwarded"
@@ -161,28 +163,49 @@ class Forwarder:
         """Hand an answer on as it comes; one that breaks ends as it can: an error in-band, or a cut."""
         headers = _kept(answer.headers, _NOT_ANSWERED)
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-        await response.prepare(request)
+        writer, transport, notes = await response.prepare(request), request.transport, request[keys.NOTES]
+        notes.outcome = "forwarded"
         try:
-            await self._copy(answer, response, request.app[keys.SETTINGS].write_timeout)
-        except (aiohttp.ClientError, TimeoutError, ShuttingDown) as failure:
-            _log.warning("forwarded answer broke off", reason=type(failure).__name__)
-            if answer.content_type != EVENTS or isinstance(failure, ConnectionResetError):
-                raise ConnectionResetError from None
-            error: GatewayError = failure if isinstance(failure, ShuttingDown) else ThreadLost()
-            await response.write(b"data: " + error.body() + b"\n\n")
-        await response.write_eof()
+            if writer is None or transport is None:
+                raise ConnectionResetError("the client went away")  # noqa: TRY301 - as at any other time
+            transport.set_write_buffer_limits(high=HIGH_WATER)
+            patience = request.app[keys.SETTINGS].write_timeout
+            ending = await self._copy(request, answer, writer, patience)
+            await _taken(response.write_eof(ending), patience)
+        except ConnectionResetError:
+            notes.outcome = "client_disconnected" if notes.outcome == "forwarded" else notes.outcome
+            if transport is not None:
+                transport.abort()
         return response
 
-    async def _copy(self, answer: aiohttp.ClientResponse, response: web.StreamResponse, patience: float) -> None:
-        async with self.until_end():
-            async for data in answer.content.iter_any():
-                async with asyncio.timeout(patience):
-                    await response.write(data)
+    async def _copy(
+        self, request: web.Request, answer: aiohttp.ClientResponse, writer: AbstractStreamWriter, patience: float
+    ) -> bytes:
+        """Return what is still to be said; raises ``ConnectionResetError`` where the answer can only be cut."""
+        try:
+            async with self.until_end():
+                async for data in answer.content.iter_any():
+                    await _taken(writer.write(data), patience)
+                    await _taken(writer.drain(), patience)
+        except ConnectionResetError:
+            raise
+        except (aiohttp.ClientError, TimeoutError, ShuttingDown) as failure:
+            _log.warning("forwarded answer broke off", reason=type(failure).__name__)
+            request[keys.NOTES].outcome = "failed"
+            if answer.content_type != EVENTS:
+                raise ConnectionResetError from None
+            error: GatewayError = failure if isinstance(failure, ShuttingDown) else ThreadLost()
+            return b"data: " + error.body() + b"\n\n"
+        return b""
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, auto_decompress=False)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=sockets.receiving),
+                timeout=self._timeout,
+                read_bufsize=sockets.READ_BUFFER,
+                auto_decompress=False,
+            )
         return self._session
 
     def _headers(self, request: web.Request, place: Place) -> CIMultiDict[str]:
@@ -214,11 +237,19 @@ def forwarded(handler: Handler) -> Handler:
                     raise
                 response = await forwarder.forward(request, error)
                 if response is not None:
-                    notes.outcome = "forwarded"
                     return response
         raise AssertionError  # the last try returns or raises
 
     return answer
+
+
+async def _taken(writing: Awaitable[None], patience: float) -> None:
+    """See something written; raises ``ConnectionResetError`` where the client went away, or takes nothing."""
+    try:
+        async with asyncio.timeout(patience):
+            await writing
+    except TimeoutError:
+        raise ConnectionResetError("the client takes nothing") from None
 
 
 def _kept(headers: CIMultiDictProxy[str], left_out: AbstractSet[str]) -> CIMultiDict[str]:

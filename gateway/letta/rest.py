@@ -8,7 +8,6 @@ client costs six times the CPU per event.
 import asyncio
 import contextlib
 import re
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Final, Literal, TypeVar
@@ -20,6 +19,7 @@ import msgspec
 from letta_client import Omit, omit
 from letta_client.types.agents import MessageType
 
+from gateway import sockets
 from gateway.errors import AgentGone, ConversationGone, GatewayError, UpstreamInvalid, UpstreamRejected
 from gateway.letta import upstream_errors
 from gateway.letta.backend import Agent, AgentDetails, AgentSpec, Capabilities, MemoryBlock, SentTurn
@@ -53,11 +53,6 @@ T = TypeVar("T")
 
 PAGE: Final = 100
 MOST_PAGES: Final = 1_000
-READ_BUFFER: Final = 16_384
-"""Bytes read ahead per stream; aiohttp stops reading at twice that, so a slow client slows Letta, not our memory."""
-RECEIVE_BUFFER: Final = 32_768
-"""The kernel's share of the same bound: a stalled client's stream takes 208 KiB of Letta's bytes in all, kernel
-included (measured; 372 with twice of both)."""
 IDLE_CONNECTION: Final = 3.0
 """Seconds a connection is kept for reuse: less than uvicorn's five, or a turn meets a connection just being closed."""
 CONTROL_TIMEOUT: Final = 15.0
@@ -467,17 +462,10 @@ def _stream_session(config: RestConfig, trust: ssl.SSLContext) -> aiohttp.Client
         base_url=config.base_url.rstrip("/") + "/",
         headers=headers,
         connector=aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=IDLE_CONNECTION, socket_factory=_stream_socket, ssl=trust
+            limit=0, keepalive_timeout=IDLE_CONNECTION, socket_factory=sockets.receiving, ssl=trust
         ),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.limits.connect, ceil_threshold=5),
-        read_bufsize=READ_BUFFER,
+        read_bufsize=sockets.READ_BUFFER,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
     )
-
-
-def _stream_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-    return made

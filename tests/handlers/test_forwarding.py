@@ -21,8 +21,9 @@ from gateway.shared_state.places import place_of
 from gateway.shared_state.redis_places import place_key
 from gateway.shared_state.replicas import BEAT
 from gateway.translation.agent_events import Stop, TextDelta, ToolCallDelta, Usage
+from tests.faults.test_slow_readers import PER_STREAM
 from tests.live.processes import free_port
-from tests.server.running import FRIEND, JSON, Running, serving
+from tests.server.running import FRIEND, JSON, Running, chat_request, serving
 from tests.server.two_gateways import one_of_several, two_gateways
 from tests.server.wire import Answer, request, until
 from tests.shared_state.cut_redis import cable_to
@@ -233,6 +234,73 @@ async def test_gateway_that_hands_on_goes_away(redis: RedisProcess, stream: bool
         assert answer.events[-1]["error"]["code"] == "shutting_down"
     else:
         assert (answer.status, answer.code) == (503, "shutting_down")
+
+
+async def test_client_takes_nothing_of_a_forwarded_stream(redis: RedisProcess) -> None:
+    """What it costs is bounded, kernel buffers included; the gateway that answers is held back; then comes the cut."""
+    absorbed, cut = 0, asyncio.Event()
+    piece = b"data: " + b"x" * 4_000 + b"\n\n"
+
+    async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal absorbed
+        writer.transport.set_write_buffer_limits(high=0)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                await writer.drain()
+                absorbed += len(piece)
+        cut.set()
+        writer.transport.abort()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
+    server = await asyncio.start_server(floods, sock=listening)
+    async with server, two_gateways(redis, write_timeout=1.5) as (_, other):
+        hold(redis, place_of(f"http://127.0.0.1:{listening.getsockname()[1]}", "strange"))
+        with socket.socket() as client, structlog.testing.capture_logs() as lines:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+            client.connect(("127.0.0.1", other.port))
+            client.sendall(chat_request(headers=CHAT, stream=True))
+            async with asyncio.timeout(5):
+                await cut.wait()
+        await until(lambda: any(line["event"] == "request" for line in lines))
+    print(f"a stalled reader of a forwarded stream cost {absorbed / 1024:.0f} KiB")
+    assert absorbed <= PER_STREAM
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert (line["outcome"], line["status"]) == ("client_disconnected", 200)
+    assert not [line for line in lines if line["log_level"] == "error"]
+
+
+async def test_gateway_that_has_the_turn_breaks_off_in_a_whole_answer(redis: RedisProcess) -> None:
+    """The client sees that it is cut, and nothing else in it."""
+
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(breaks, "127.0.0.1", 0)
+    async with server, two_gateways(redis) as (_, other):
+        hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
+        with socket.socket() as client, structlog.testing.capture_logs() as lines:
+            client.setblocking(False)  # noqa: FBT003 - the socket API's own signature
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", other.port))
+            await loop.sock_sendall(client, chat_request(headers=CHAT))
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):
+                while data := await loop.sock_recv(client, 65_536):
+                    answer += data
+        await until(lambda: any(line["event"] == "request" for line in lines))
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert not answer.endswith(b"0\r\n\r\n")
+    assert [line["outcome"] for line in lines if line["event"] == "request"] == ["failed"]
+    assert not [line for line in lines if line["log_level"] == "error"]
 
 
 # Answers that are asked for again ------------------------------------------------------------------------------------
