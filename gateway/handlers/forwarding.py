@@ -7,7 +7,6 @@ for which process it is meant, so that it is counted once, goes no further, and 
 
 import asyncio
 import hmac
-import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
@@ -30,7 +29,7 @@ from gateway.shared_state.places import Place, Places
 
 HEADER: Final = "X-Letta-Gateway-Forwarded"
 VALID: Final = 60.0
-"""Seconds for which a mark stands: as far as clocks may be apart."""
+"""Seconds for which a mark stands."""
 CONNECT: Final = 1.0
 """Seconds to reach another gateway: it is near."""
 TRIES: Final = 3
@@ -61,7 +60,11 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Alive(Protocol):
-    """Knows which gateways there are."""
+    """Knows which gateways there are, and what time it is for all of them."""
+
+    def now(self) -> float:
+        """Return the time in UTC seconds, the same for all."""
+        ...
 
     async def is_there(self, place: str) -> bool:
         """Tell whether a gateway gave a sign of life lately; raises ``SharedStateUnavailable``."""
@@ -115,7 +118,11 @@ class Forwarder:
         wanted = self._sign(request.method, request.raw_path, sent_at, client, instance)
         if not hmac.compare_digest(signature.encode("utf-8", "surrogateescape"), wanted.encode()):
             return None
-        return Mark(client.strip("-"), instance) if abs(time.time() - float(sent_at)) <= VALID else None
+        age = self._alive.now() - float(sent_at)
+        if abs(age) > VALID:
+            _log.warning("mark of another gateway out of date: its request is taken for a client's", seconds=int(age))
+            return None
+        return Mark(client.strip("-"), instance)
 
     async def forward(self, request: web.Request, error: HeldElsewhere) -> web.StreamResponse | None:
         """Answer with what the other gateway answers; None where that is no more, and the request was not heard."""
@@ -215,7 +222,7 @@ class Forwarder:
         return headers
 
     def _mark(self, method: str, path: str, client: str, place: Place) -> str:
-        sent_at = f"{time.time():.0f}"
+        sent_at = f"{self._alive.now():.0f}"
         return f"{sent_at} {client} {place.instance} {self._sign(method, path, sent_at, client, place.instance)}"
 
     def _sign(self, *parts: str) -> str:

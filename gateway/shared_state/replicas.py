@@ -1,7 +1,8 @@
-"""How many gateways there are: each says now and then that it is there."""
+"""How many gateways there are, and what time it is for all of them: each says now and then that it is there."""
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -22,11 +23,12 @@ _KEY: Final = f"{PREFIX}:replicas"
 # By Redis' own clock: those of the replicas may differ. Where it was put back, what lies ahead of it is forgotten:
 # whoever is there says so anew.
 _BEAT: Final = """
-local now = tonumber(redis.call('TIME')[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], now + ARGV[2], '+inf')
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
-return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+return {string.format('%d.%06d', time[1], time[2]), redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')}
 """
 
 # A limit of nought is none; who may not ask sees nothing.
@@ -50,6 +52,8 @@ class Replicas:
         self._eviction = server.script(_EVICTION)
         self._signs: dict[str, float] = {here: 0.0}
         self._twins: set[str] = set()
+        self._ahead = time.time() - time.monotonic()
+        """Seconds by which the time is ahead of this machine's monotonic clock: its own until Redis has told its."""
 
     def count(self) -> int:
         """Return how many there were when Redis was last asked, this one included."""
@@ -59,10 +63,15 @@ class Replicas:
         """Return where the others were when Redis was last asked."""
         return [place for place in self._signs if not is_past(place, self._here)]
 
+    def now(self) -> float:
+        """Return the time in UTC seconds by Redis' clock, as those of the machines may differ."""
+        return time.monotonic() + self._ahead
+
     async def beat(self) -> None:
         """Say that this one is there, and count all; raises ``SharedStateUnavailable``."""
         args: list[str | int] = [self._here, int(SILENT)]
-        said: list[bytes] = await self._server.run(lambda _: self._beat(keys=[_KEY], args=args))
+        now, said = await self._server.run(lambda _: self._beat(keys=[_KEY], args=args))
+        self._ahead = float(now) - time.monotonic()
         signs = {said[at].decode(): float(said[at + 1]) for at in range(0, len(said), 2)}
         self._look_for_twins(signs)
         self._signs = signs

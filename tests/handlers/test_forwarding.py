@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -386,14 +387,31 @@ async def test_mark_that_was_made_up_means_nothing(redis: RedisProcess, mark: st
 
 async def test_mark_that_is_old_means_nothing(pair: Pair) -> None:
     forwarder = forwarder_of(pair[0])
-    old = f"{time.time() - 61:.0f}", "203.0.113.9", forwarder.instance
+    old = f"{time.time() - 62:.0f}", "203.0.113.9", forwarder.instance
     for sent_at in (old[0], f"{time.time():.0f}"):
         parts = ("POST", "/v1/chat/completions", sent_at, *old[1:])
         mark = " ".join((*parts[2:], forwarder._sign(*parts)))
         made = make_mocked_request("POST", "/v1/chat/completions", headers={HEADER: mark})
-        assert (forwarder.read(made) is None) == (sent_at == old[0])
+        with structlog.testing.capture_logs() as lines:
+            assert (forwarder.read(made) is None) == (sent_at == old[0])
+        assert ["out of date" in line["event"] for line in lines] == [True] * (sent_at == old[0])
         elsewhere = make_mocked_request("POST", "/v1/responses", headers={HEADER: mark})
         assert forwarder.read(elsewhere) is None
+
+
+async def test_clocks_of_two_gateways_are_apart(redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead, now = contextvars.ContextVar("ahead", default=0.0), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead.get())
+    async with late_database() as database, one_of_several(database, redis, rate_limit="3/minute") as one:
+        token = ahead.set(3600.0)
+        async with one_of_several(database, redis, rate_limit="3/minute") as other:
+            ahead.reset(token)  # the other has it with all that it does
+            await asyncio.sleep(0.5)  # a sign of life is given at once
+            await calls(one)
+            answer = await bring(other)
+            third = await one.ask("GET", "/v1/models")
+    assert (answer.status, len(one.backend.turns)) == (200, 2)
+    assert (third.status, third.header("x-ratelimit-remaining-requests")) == (200, "0"), "counted once"
 
 
 async def test_gateway_that_is_alone_forwards_nothing() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import time
 
 import pytest
 import structlog.testing
@@ -56,6 +57,19 @@ async def test_one_that_was_there_before_the_clock_was_put_back_is_not_counted(
     await one.beat()
     assert one.count() == 1
     assert not await one.is_there(OTHER)
+
+
+async def test_time_is_one_for_all_whatever_their_clocks_say(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    one = Replicas(server, ONE)
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    other = Replicas(server, OTHER)
+    assert one.now() - other.now() == pytest.approx(3600, abs=1)
+    for gateway in (one, other):
+        await gateway.beat()
+        assert gateway.now() == pytest.approx(now(), abs=0.5)
 
 
 async def test_signs_of_life_go_on_while_redis_is_away(server: RedisServer, redis: RedisProcess) -> None:
