@@ -1,4 +1,7 @@
-"""Counts and times every request, by the router's own patterns and closed sets: no label is a client's choice."""
+"""Counts and times every request, by the router's own patterns and closed sets: no label is a client's choice.
+
+One that a gateway hands on to another is counted where the client sent it.
+"""
 
 import asyncio
 import time
@@ -19,6 +22,8 @@ def build(config: NoConfig, settings: Settings) -> AiohttpMiddleware:
 
     @web.middleware
     async def metrics(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request[keys.NOTES].is_forwarded:
+            return await handler(request)
         figures = request.app[keys.METRICS]
         started = time.monotonic()
         status = 500

@@ -21,6 +21,7 @@ from gateway.conversations.outcomes import Outcome
 from gateway.errors import (
     AgentGone,
     GatewayError,
+    HeldElsewhere,
     InternalError,
     InvalidRequest,
     ModelNotFound,
@@ -237,7 +238,7 @@ class Producer:
             self._notes.chunks = stream.chunks
             self._metrics.open_streams.dec()
             self._metrics.chunks.inc(stream.chunks)
-            self._count(stream.usage)
+            self._count(attempt, stream.usage)
             await self._app[keys.ATTEMPTS].end(attempt)
 
     async def whole(self, attempt: Attempt, fold: Fold) -> None:
@@ -249,7 +250,7 @@ class Producer:
                     body = fold.answer()
                 attempt.push(body + await self._keeping.complete())
         finally:
-            self._count(fold.usage)
+            self._count(attempt, fold.usage)
             await self._app[keys.ATTEMPTS].end(attempt)
 
     @asynccontextmanager
@@ -304,7 +305,9 @@ class Producer:
         self._notes.first_token = time.monotonic() - self._asked.arrived
         self._metrics.first_token.observe(self._notes.first_token)
 
-    def _count(self, usage: Usage | None) -> None:
+    def _count(self, attempt: Attempt, usage: Usage | None) -> None:
+        if isinstance(attempt.error, HeldElsewhere):
+            return  # the turn is another gateway's, which counts it
         self._notes.outcome = self._notes.outcome or "client_disconnected"
         self._metrics.turn_ends.labels(self._notes.outcome).inc()
         if usage is not None:

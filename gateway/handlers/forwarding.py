@@ -202,6 +202,7 @@ class Forwarder:
             if answer.content_type != EVENTS:
                 raise ConnectionResetError from None
             error: GatewayError = failure if isinstance(failure, ShuttingDown) else ThreadLost()
+            request[keys.NOTES].error_code = request.app[keys.METRICS].count_error(error)
             return b"data: " + error.body() + b"\n\n"
         return b""
 

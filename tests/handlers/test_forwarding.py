@@ -204,6 +204,7 @@ async def test_gateway_that_has_the_turn_breaks_off(redis: RedisProcess) -> None
     async with server, two_gateways(redis) as (_, other):
         hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
         answer = await other.chat("Hi", headers=CHAT, stream=True)
+        assert 'letta_gateway_errors_total{code="conversation_lost"} 1.0' in other.exposed()
     assert answer.complete
     assert answer.body.startswith(b"data: 1\n\n")
     assert answer.events[-1]["error"]["code"] == "conversation_lost"
@@ -376,6 +377,41 @@ async def test_request_is_counted_once_and_its_client_is_known(redis: RedisProce
         assert len(one.backend.turns) == 2
     requests = [line for line in lines if line["event"] == "request"]
     assert [line["client"] for line in requests] == ["203.0.113.7"] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_request_is_one_in_the_figures_of_both(pair: Pair, *, stream: bool) -> None:
+    one, other = pair
+    await calls(one)
+    assert (await bring(other, stream=stream)).status == 200
+    exposed = [gateway.exposed() for gateway in pair]
+
+    def total(series: str) -> float:
+        lines = [line for text in exposed for line in text.splitlines() if line.startswith(f"letta_gateway_{series}")]
+        return sum(float(line.split()[-1]) for line in lines)
+
+    route = 'route="/v1/chat/completions"'
+    assert total(f'requests_total{{method="POST",{route}') == 2
+    assert total(f"request_seconds_count{{{route}") == 2
+    assert total('turns_total{outcome="complete"}') == 2
+    assert total('turns_total{outcome="failed"}') == 0
+    assert total("first_token_seconds_count ") == (1 if stream else 0)
+    assert (total("errors_total"), total("failures_total"), total("forwarded_requests_total ")) == (0, 0, 1)
+    assert (total("requests_in_flight "), total("open_streams ")) == (0, 0)
+
+
+async def test_request_under_way_is_one_in_the_figures_of_both(pair: Pair) -> None:
+    one, other = pair
+    await calls(one)
+    gate = asyncio.Event()
+    one.backend.play(Script(([TextDelta("Hel")], Hold(gate), [TextDelta("lo")], [Stop("end_turn"), Usage(1, 1)])))
+    asking = asyncio.get_running_loop().create_task(bring(other, stream=True))
+    await until(lambda: "letta_gateway_open_streams 1.0" in one.exposed())
+    assert "letta_gateway_requests_in_flight 1.0" in other.exposed()
+    assert "letta_gateway_requests_in_flight 0.0" in one.exposed()
+    assert "letta_gateway_open_streams 0.0" in other.exposed()
+    gate.set()
+    await asking
 
 
 @pytest.mark.parametrize("mark", ["", "x", "1 2 3", "1 203.0.113.9 instance " + "0" * 64, "é é é é"])
