@@ -6,7 +6,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from gateway.accounts.errors import AccountBlocked
+from gateway.accounts.errors import AccountBlocked, InvalidToken
 from gateway.accounts.identity.protocol import Verified
 from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.recent import Recent
@@ -15,7 +15,7 @@ from gateway.accounts.user_keys import UserKeys
 REMEMBERED: Final = 5.0
 """Seconds after which a user or a key is looked at again: so long another gateway's change may go unnoticed."""
 HELD: Final = 10_000
-"""Users and keys that are remembered."""
+"""Users and keys that are remembered, and refusals."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -61,17 +61,25 @@ class UserCredentials:
         self._complete = complete
         self._callers: Recent[bytes, Caller] = Recent(HELD, REMEMBERED)
         self._standings: Recent[str, Standing] = Recent(HELD, REMEMBERED)
+        self._refused: Recent[bytes | str, bool] = Recent(HELD, REMEMBERED)
+        """Keys that are nobody's, by their digest, and users who are no more: none is let in later.
+
+        So who sends one in a loop costs no question to the database each time.
+        """
 
     async def caller_of_key(self, key: str) -> Caller | None:
         """Return whose personal key this is; None where it is nobody's.
 
         Raises ``AccountBlocked`` and ``StorageUnavailable``.
         """
-        caller = await self._caller_of_key(key)
-        if caller is None or caller.user_id is None:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        if self._refused.get(digest):
             return None
-        standing = await self._standing(caller.user_id)
+        ticket = self._refused.ticket()
+        caller = await self._caller_of_key(key, digest)
+        standing = None if caller is None or caller.user_id is None else await self._standing(caller.user_id)
         if standing is None:
+            self._refused.put(digest, value=True, ticket=ticket)
             return None
         _admit(standing)
         return caller
@@ -83,10 +91,11 @@ class UserCredentials:
         identity service has to be asked and does not answer.
         """
         verified = await self._identity.verify(token)
+        if self._refused.get(verified.user_id):
+            raise InvalidToken
         standing = await self._standing(verified.user_id)
         if standing is None or _tells_more(verified, standing):
-            profile = await self._complete(verified)
-            standing = Standing(profile.id, profile.is_blocked, profile.email)
+            standing = await self._completed(verified)
         _admit(standing)
         return Caller(verified.user_id, verified.user_id, session_id=verified.session_id)
 
@@ -94,9 +103,18 @@ class UserCredentials:
         """Look at the user and their keys again before the next answer: something of them was changed or deleted."""
         self._callers.forget(lambda _, caller: caller.user_id == user_id)
         self._standings.forget(lambda known, _: known == user_id)
+        self._refused.forget(lambda refused, _: refused == user_id)
 
-    async def _caller_of_key(self, key: str) -> Caller | None:
-        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    async def _completed(self, verified: Verified) -> Standing:
+        ticket = self._refused.ticket()
+        try:
+            profile = await self._complete(verified)
+        except InvalidToken:
+            self._refused.put(verified.user_id, value=True, ticket=ticket)
+            raise
+        return Standing(profile.id, profile.is_blocked, profile.email)
+
+    async def _caller_of_key(self, key: str, digest: bytes) -> Caller | None:
         held = self._callers.get(digest)
         if held is not None:
             return held

@@ -13,7 +13,7 @@ from gateway.accounts.profiles import Profile, Profiles
 from gateway.accounts.registration import Registration
 from gateway.accounts.secrets import Secrets
 from gateway.accounts.stopping import NoTurns, Stopping
-from gateway.accounts.user_keys import UserKeys
+from gateway.accounts.user_keys import UserKey, UserKeys
 from gateway.errors import UpstreamUnavailable
 from gateway.letta.scripted import ScriptedBackend
 from gateway.storage.engine import Database
@@ -90,6 +90,54 @@ async def test_other_gateways_notice_a_deleted_key_within_seconds(
     await platform.keys.delete(ada.user_id, key.id)
     platform.credentials._callers._clock = lambda: float("inf")
     assert await platform.credentials.caller_of_key(plaintext) is None
+
+
+async def test_refusal_is_not_looked_up_again_for_some_seconds(
+    platform: Platform, ada: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, plaintext = await platform.keys.make(ada.user_id, "laptop")
+    await platform.keys.delete(ada.user_id, key.id)
+    find, asked = platform.keys.find, list[str]()
+
+    async def counted(plaintext: str) -> UserKey | None:
+        asked.append(plaintext)
+        return await find(plaintext)
+
+    monkeypatch.setattr(platform.keys, "find", counted)
+    for _ in range(3):
+        assert await platform.credentials.caller_of_key(plaintext) is None
+    assert len(asked) == 1
+    _, new = await platform.keys.make(ada.user_id, "another")
+    assert await platform.credentials.caller_of_key(new) is not None
+    now = time.monotonic()
+    platform.credentials._refused._clock = lambda: now + REMEMBERED + 1
+    assert await platform.credentials.caller_of_key(plaintext) is None
+    assert len(asked) == 3
+
+
+async def test_deleted_user_of_an_identity_service_is_not_looked_up_again_for_some_seconds(
+    platform: Platform, ada: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their token holds for up to an hour, and the service is not asked about it."""
+    asked = []
+
+    async def good(_: str) -> Verified:
+        return Verified(ada.user_id, None, EMAIL)
+
+    async def deleted(verified: Verified) -> Profile:
+        asked.append(verified)
+        raise InvalidToken
+
+    monkeypatch.setattr(platform.identity, "verify", good)
+    monkeypatch.setattr(platform.credentials, "_complete", deleted)
+    await platform.profiles.delete(ada.user_id)
+    for _ in range(3):
+        with pytest.raises(InvalidToken):
+            await platform.credentials.caller_of_token(ada.access_token)
+    assert len(asked) == 1
+    platform.credentials.forget(ada.user_id)
+    monkeypatch.setattr(platform.credentials, "_complete", platform._complete)
+    assert (await platform.credentials.caller_of_token(ada.access_token)).user_id == ada.user_id
 
 
 async def test_blocked_user_is_told_so_by_either_way(platform: Platform, ada: Tokens) -> None:
