@@ -42,12 +42,9 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Answer whether the gateway can serve: 200, or 503 while a dependency does not answer or the process is ending.
-
-    Another gateway asks whether Redis answers this one, and nothing else.
-    """
+    """Answer whether the gateway can serve: 200, or 503 while a dependency does not answer or the process is ending."""
     probes = request.app[keys.PROBES]
-    if request[keys.NOTES].is_forwarded:
+    if request[keys.NOTES].is_forwarded:  # it is another gateway that asks: whether Redis answers this one
         redis = await probes["redis"].health()
         return _readiness(Readiness("ready" if redis.failure is None else "not_ready"))
     if request.app[keys.DRAIN].draining:
