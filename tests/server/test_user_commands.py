@@ -160,7 +160,7 @@ def test_passwords_of_an_identity_service_are_changed_there(desk: Desk, ada: Tok
         "SUPABASE_ANON_KEY": "anon",
     }
     said = desk.refused("users", "set-password", EMAIL, "--password", NEW_PASSWORD, **elsewhere)
-    assert said.startswith("The identity service keeps the users' passwords.")
+    assert said.startswith("The identity service keeps the users' passwords: ")
     desk.login()
 
 
