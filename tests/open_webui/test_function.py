@@ -216,8 +216,9 @@ async def test_next_turn_waits_until_the_one_that_was_left_has_ended() -> None:
     async with playing(BEGUN, BEGUN) as letta, closing(pipe_at(letta.url)) as pipe:
         letta.begins.clear()
         letta.holds.clear()
-        with anyio.move_on_after(0.1):
-            await lines(pipe)
+        left = asyncio.get_running_loop().create_task(lines(pipe))
+        await until(lambda: letta.live == 1)
+        left.cancel()
         later = asyncio.get_running_loop().create_task(lines(pipe))
         await asyncio.sleep(0.1)
         assert letta.live == 1
@@ -226,6 +227,8 @@ async def test_next_turn_waits_until_the_one_that_was_left_has_ended() -> None:
         await until(lambda: len(letta.turns) == 2)
         letta.holds.set()
         assert (await later)[-1]["error"]["code"] == "answer_cut_off"
+        with pytest.raises(asyncio.CancelledError):
+            await left
 
 
 async def test_one_client(pipe: function_file.Pipe) -> None:
