@@ -18,6 +18,13 @@ await page.addLocatorHandler(page.getByRole("dialog"), () => page.keyboard.press
 
 const answers = () => page.locator(".chat-assistant");
 const shown = async () => (await answers().last().innerText()).replace(/\s+/g, " ");
+// What the page shows once nothing comes any more: its buttons do not tell, as those of the answer before stay.
+const settled = async () => {
+  for (let before = "", now = await shown(); ; [before, now] = [now, await shown()]) {
+    if (now === before) return now;
+    await page.waitForTimeout(1500);
+  }
+};
 const shot = (name) => page.screenshot({ path: `${said.folder}/${said.way}-${name}.png` });
 
 async function say(text, until) {
@@ -61,14 +68,14 @@ const again = page.getByText("Try Again", { exact: true });
 await Promise.race([again.waitFor().then(() => again.click()), page.getByText("2/2").waitFor()]);
 await page.getByText("2/2").waitFor();
 await page.waitForFunction(() => [...document.querySelectorAll(".chat-assistant")].at(-1).innerText.includes("Tool said:"));
-told.again = await shown();
+told.again = await settled();
 await shot("3-again");
 
 await page.click("#chat-input");
 await page.keyboard.type("fail with 400");
 await page.keyboard.press("Enter");
 await page.waitForFunction(() => [...document.querySelectorAll(".chat-assistant")].at(-1).innerText.match(/did not accept|failed/));
-told.failed = await shown();
+told.failed = await settled();
 await shot("4-failed");
 
 await page.click("#chat-input");
