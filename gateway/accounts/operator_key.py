@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from gateway.accounts.brute_force import LoginGuard
+from gateway.accounts.recent import Recent
 from gateway.client_block import client_block
 
 ACQUAINTANCE: Final = 900.0
@@ -29,8 +30,7 @@ class OperatorKey:
     def __init__(self, key: str, guard: LoginGuard | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._key = key.encode()
         self._guard = guard or LoginGuard()
-        self._now = now
-        self._known: dict[str, float] = {}
+        self._known: Recent[str, bool] = Recent(MOST_KNOWN, ACQUAINTANCE, now)
         self._one_by_one = asyncio.Lock()
 
     @property
@@ -56,13 +56,11 @@ class OperatorKey:
 
     async def _let_in(self, address: str) -> None:
         place = client_block(address)
-        if self._known.get(place, 0.0) > self._now():
+        if self._known.get(place):
             return
         async with self._guard.attempt(_account(address), address) as attempt:
             attempt.succeeded()
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-        self._known[place] = self._now() + ACQUAINTANCE
+        self._known.put(place, value=True, ticket=self._known.ticket())
 
 
 def _account(address: str) -> str:

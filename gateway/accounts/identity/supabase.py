@@ -202,7 +202,7 @@ class SupabaseIdentity:
         reply = await self._administrate("PUT", _user_path(user_id), _GivenPassword(new))
         if not _succeeded(reply):
             return False
-        await self._ended.end_all(user_id, self._now() if reply.date is None else reply.date)
+        await self._end_all(user_id, reply.date)
         return True
 
     async def delete(self, user_id: str) -> None:
@@ -221,7 +221,7 @@ class SupabaseIdentity:
         else:
             _log.warning("user not blocked at Supabase Auth: SUPABASE_SERVICE_KEY is not set", is_blocked=is_blocked)
         if is_blocked:
-            await self._ended.end_all(user_id, self._now() if at is None else at)
+            await self._end_all(user_id, at)
 
     async def purge(self, now: float) -> None:
         """Forget ended sessions of which no token can hold by ``now``; raises ``StorageUnavailable``."""
@@ -282,7 +282,11 @@ class SupabaseIdentity:
         if verified.session_id is not None:
             await self._ended.end(verified.user_id, verified.session_id)
         if everywhere:
-            await self._ended.end_all(verified.user_id, self._now() if at is None else at)
+            await self._end_all(verified.user_id, at)
+
+    async def _end_all(self, user_id: str, at: float | None) -> None:
+        """Let nothing count that was issued by then; ``at`` is by Supabase Auth's clock, where it told."""
+        await self._ended.end_all(user_id, self._now() if at is None else at)
 
     def _headers(self, *, address: str = "", token: str = "") -> Mapping[str, str]:
         """Return the headers of a request for a user, who has an access token or comes from an address.
