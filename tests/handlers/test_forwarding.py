@@ -191,11 +191,13 @@ async def test_gateway_that_has_the_turn_takes_no_connection(redis: RedisProcess
     assert other.backend.turns == []
 
 
-async def test_gateway_that_has_the_turn_breaks_off(redis: RedisProcess) -> None:
+@contextlib.asynccontextmanager
+async def beside_one_that_breaks_off(redis: RedisProcess, head: bytes, begin: bytes) -> AsyncIterator[Running]:
+    """Yield a gateway beside one that has the chat's turn, begins its answer and is gone."""
+
     async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        writer.write(b"9\r\ndata: 1\n\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + begin)
         await writer.drain()
         await asyncio.sleep(0.1)
         writer.transport.abort()
@@ -203,6 +205,12 @@ async def test_gateway_that_has_the_turn_breaks_off(redis: RedisProcess) -> None
     server = await asyncio.start_server(breaks, "127.0.0.1", 0)
     async with server, two_gateways(redis) as (_, other):
         hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
+        yield other
+
+
+async def test_gateway_that_has_the_turn_breaks_off(redis: RedisProcess) -> None:
+    head = b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked"
+    async with beside_one_that_breaks_off(redis, head, b"9\r\ndata: 1\n\n\r\n") as other:
         answer = await other.chat("Hi", headers=CHAT, stream=True)
         assert 'letta_gateway_errors_total{code="conversation_lost"} 1.0' in other.exposed()
     assert answer.complete
@@ -277,17 +285,8 @@ async def test_client_takes_nothing_of_a_forwarded_stream(redis: RedisProcess) -
 
 async def test_gateway_that_has_the_turn_breaks_off_in_a_whole_answer(redis: RedisProcess) -> None:
     """The client sees that it is cut, and nothing else in it."""
-
-    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
-        await writer.drain()
-        await asyncio.sleep(0.1)
-        writer.transport.abort()
-
-    server = await asyncio.start_server(breaks, "127.0.0.1", 0)
-    async with server, two_gateways(redis) as (_, other):
-        hold(redis, place_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "strange"))
+    head = b"Content-Type: application/json\r\nContent-Length: 100"
+    async with beside_one_that_breaks_off(redis, head, b"{") as other:
         with socket.socket() as client, structlog.testing.capture_logs() as lines:
             client.setblocking(False)  # noqa: FBT003 - the socket API's own signature
             loop = asyncio.get_running_loop()
